@@ -1,0 +1,35 @@
+// Parameters of decode stage 1 and stage 2. Twin: crates/attn-kernels/src/abi/decode.rs.
+#pragma once
+#include "paged_cache.h"
+#include "work_item.h"
+
+namespace kv8 {
+
+struct DecodeParams {
+    PagedCache cache;
+    uint64_t q;                 // [batch, q_len, num_q_heads, head_dim] of q_type
+    uint64_t out;               // [batch, q_len, num_q_heads, head_dim] of out_type
+    uint64_t lse;               // f32 [batch, q_len, num_q_heads], natural log; may be 0
+    uint64_t kv_lens;           // u32 [batch], counts the q_len new tokens
+    uint64_t items;             // WorkItem [worker_starts[num_workers]]
+    uint64_t worker_starts;     // u32 [num_workers + 1]
+    uint64_t request_partials;  // u32 [batch + 1]
+    uint64_t partial_o;         // f32 [num_partials, num_q_heads, q_len, head_dim]
+    uint64_t partial_ml;        // f32 [num_partials, num_q_heads, q_len, 2] = (m in base 2, l)
+    uint64_t alibi_slopes;      // f32 [num_q_heads]; may be 0
+    uint64_t sinks;             // f32 [num_q_heads]; may be 0
+    uint64_t error;             // ErrorRecord
+    uint32_t batch;
+    uint32_t q_len;
+    uint32_t num_q_heads;
+    uint32_t num_workers;
+    uint32_t q_type;            // FloatType
+    uint32_t out_type;          // FloatType
+    uint32_t window;            // 0 = none, else tokens visible including the query's own
+    float softmax_scale;
+    float soft_cap;             // 0 = none
+    uint32_t partial_capacity;  // partials that partial_o and partial_ml hold
+};
+static_assert(sizeof(DecodeParams) == sizeof(PagedCache) + 12 * 8 + 10 * 4);
+
+}  // namespace kv8
