@@ -50,7 +50,7 @@ struct TileLoader {
     const int32_t* page_row;
     uint32_t token_end;
     uint32_t position;  // of this lane's token in the tile that `locate` takes next
-    int32_t page;       // its page index, read one tile ahead
+    int32_t page;       // its page index
     uint32_t code_offset;
     uint64_t scale_offset;
     uint32_t live;  // tokens of the located tile that may be read
@@ -84,7 +84,16 @@ struct TileLoader {
         return at < token_end ? __ldg(page_row + (at >> page_len_log2)) : 0;
     }
 
-    // Turns the page read ahead into offsets; true for a lane whose page index is out of range.
+    // Page indices travel a whole ring ahead, with the K copies of the tile before them in the same stage: under load a plain
+    // load would wait behind all the copies in flight. Call after `locate` of the tile that the stage receives.
+    __device__ __forceinline__ void copy_pages(uint32_t stage, uint32_t lane) const {
+        const uint32_t at = position + (T::kNumStages - 1) * kWarps * kTileTokens;
+        if (lane < kTileTokens && at < token_end) {
+            ptx::cp_async<4>(stage + T::kPagesAt + lane * 4, page_row + (at >> page_len_log2), 4);
+        }
+    }
+
+    // Turns `page` into offsets; true for a lane whose page index is out of range.
     __device__ __forceinline__ bool locate() {
         const uint32_t slot = position & ((1u << page_len_log2) - 1);
         const bool inside = position < token_end;

@@ -32,11 +32,9 @@ __device__ __forceinline__ void unpack_bf16(uint32_t word, float& low, float& hi
     high = __uint_as_float(word & 0xffff0000u);
 }
 
-// Reads 8 consecutive elements; `src` is aligned to 16 bytes.
-__device__ __forceinline__ void load_float8(const uint8_t* src, uint32_t type, float (&x)[8]) {
-    const uint4 a = *reinterpret_cast<const uint4*>(src);
+// 8 consecutive elements from their bytes: `a`, and `b` for f32.
+__device__ __forceinline__ void unpack_float8(const uint4& a, const uint4& b, uint32_t type, float (&x)[8]) {
     if (type == kFloatF32) {
-        const uint4 b = *reinterpret_cast<const uint4*>(src + 16);
         const uint32_t words[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 #pragma unroll
         for (int i = 0; i < 8; ++i) x[i] = __uint_as_float(words[i]);
@@ -51,6 +49,12 @@ __device__ __forceinline__ void load_float8(const uint8_t* src, uint32_t type, f
             unpack_bf16(words[i], x[2 * i], x[2 * i + 1]);
         }
     }
+}
+
+// Reads 8 consecutive elements; `src` is aligned to 16 bytes.
+__device__ __forceinline__ void load_float8(const uint8_t* src, uint32_t type, float (&x)[8]) {
+    const uint4* vectors = reinterpret_cast<const uint4*>(src);
+    unpack_float8(vectors[0], type == kFloatF32 ? vectors[1] : vectors[0], type, x);
 }
 
 __device__ __forceinline__ uint32_t pack_f16(float low, float high) {

@@ -27,7 +27,9 @@ struct F32Arithmetic {
           k_shift(group_shift(T::kHeadDim, p.cache.k_group_len)),
           v_shift(group_shift(T::kHeadDim, p.cache.v_group_len)) {}
 
-    __device__ __forceinline__ void load_query(const DecodeParams& p, const QueryRows& rows, uint32_t request_idx, uint32_t) {
+    struct RawQuery {};
+
+    __device__ __forceinline__ void fetch_query(const DecodeParams& p, const QueryRows& rows, uint32_t request_idx, RawQuery&) {
 #pragma unroll
         for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
@@ -37,6 +39,8 @@ struct F32Arithmetic {
             }
         }
     }
+
+    __device__ __forceinline__ void load_query(const DecodeParams&, const RawQuery&, uint32_t) {}
 
     __device__ __forceinline__ void clear() {
         for (int i = 0; i < T::kVTiles; ++i) {

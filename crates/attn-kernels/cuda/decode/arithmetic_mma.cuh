@@ -91,29 +91,53 @@ struct MmaArithmetic {
         return type;
     }
 
-    // Loads the query rows of the CTA as B fragments; each row is scaled by a power of two so that its largest magnitude lies
-    // in [2^14, 2^15). Lane `row` of a row tile holds query row `row`.
-    __device__ __forceinline__ void load_query(const DecodeParams& p, const QueryRows& rows, uint32_t request_idx, uint32_t warp) {
-        const float scale = p.softmax_scale * 1.4426950408889634f;
-        const uint8_t* q = reinterpret_cast<const uint8_t*>(p.q);
+    // The query rows as they lie in memory. Read before the ring is filled: later they would wait behind its copies.
+    struct RawQuery {
+        uint4 parts[kRowTiles][T::kHeadDim / 32][2];  // 8 channels each; the second half is for f32
+    };
+
+    __device__ __forceinline__ void fetch_query(const DecodeParams& p, const QueryRows& rows, uint32_t request_idx,
+                                                RawQuery& raw) const {
+        const uint32_t unit_bytes = float_bytes(p.q_type);
 #pragma unroll
         for (int tile = 0; tile < kRowTiles; ++tile) {
             const uint32_t query_row = rows.first + 8 * tile + row;
             const bool inside = query_row < rows.total;
-            const uint64_t base = rows.element(p, request_idx, inside ? query_row : 0) * float_bytes(p.q_type);
+            const uint8_t* q = reinterpret_cast<const uint8_t*>(p.q) +
+                               rows.element(p, request_idx, inside ? query_row : 0) * unit_bytes;
+#pragma unroll
+            for (int part = 0; part < T::kHeadDim / 32; ++part) {
+                constexpr int kParts = T::kKUnitBytes / 8;  // of a unit
+                const uint32_t channel = T::k_channel(part / kParts, column) + 8 * (part % kParts);
+                const uint4* src = reinterpret_cast<const uint4*>(q + channel * unit_bytes);
+                raw.parts[tile][part][0] = raw.parts[tile][part][1] = make_uint4(0, 0, 0, 0);
+                if (inside) {
+                    raw.parts[tile][part][0] = src[0];
+                    if (p.q_type == kFloatF32) raw.parts[tile][part][1] = src[1];
+                }
+            }
+        }
+    }
+
+    // Makes B fragments of the query rows; each row is scaled by a power of two so that its largest magnitude lies in
+    // [2^14, 2^15). Lane `row` of a row tile holds query row `row`.
+    __device__ __forceinline__ void load_query(const DecodeParams& p, const RawQuery& raw, uint32_t warp) {
+        const float scale = p.softmax_scale * 1.4426950408889634f;
+#pragma unroll
+        for (int tile = 0; tile < kRowTiles; ++tile) {
             float x[T::kKUnits][T::kKUnitBytes];
             float largest = 0.0f;
 #pragma unroll
             for (int unit = 0; unit < T::kKUnits; ++unit) {
 #pragma unroll
                 for (int part = 0; part < T::kKUnitBytes / 8; ++part) {
-                    const uint32_t channel = T::k_channel(unit, column) + 8 * part;
+                    const uint4(&halves)[2] = raw.parts[tile][unit * (T::kKUnitBytes / 8) + part];
                     float eight[8];
-                    load_float8(q + base + channel * float_bytes(p.q_type), p.q_type, eight);
+                    unpack_float8(halves[0], halves[1], p.q_type, eight);
 #pragma unroll
                     for (int i = 0; i < 8; ++i) {
-                        x[unit][8 * part + i] = inside ? eight[i] : 0.0f;
-                        largest = fmaxf(largest, fabsf(x[unit][8 * part + i]));
+                        x[unit][8 * part + i] = eight[i];
+                        largest = fmaxf(largest, fabsf(eight[i]));
                     }
                 }
             }

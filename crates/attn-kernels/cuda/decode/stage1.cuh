@@ -109,7 +109,7 @@ struct Stage1 {
                 const uint32_t row = 8 * tile + 2 * arith.column + j;
                 const float sum = column_sum(state.sum[tile][j]);
                 if (arith.row == 0) {
-                    states[warp * T::kRows + row] = make_float4(state.reference[tile][j], sum, state.out_reference[tile][j], 0.0f);
+                    states[warp * T::kRows + row] = make_float4(state.reference[tile][j], sum, state.out_exponent[tile][j], 0.0f);
                 }
 #pragma unroll
                 for (int word = 0; word < T::kVWords; ++word) {
@@ -138,8 +138,8 @@ struct Stage1 {
                 const float4 s = states[w * T::kRows + row];
                 if (!(s.y > 0.0f)) continue;
                 merged.l += s.y * (mutant(5) ? 1.0f : exp2f(s.x - merged.m));
-                // In two halves: the references may lie further apart than one f32 can bridge.
-                const float half = mutant(5) ? 1.0f : exp2f(0.5f * fminf(fmaxf(s.z - merged.m, -250.0f), 250.0f));
+                // In two halves: the exponents may lie further apart than one f32 can bridge.
+                const float half = mutant(5) ? 1.0f : exp2f(0.5f * fminf(fmaxf((s.x - merged.m) + s.z, -250.0f), 250.0f));
                 const float4 o = *reinterpret_cast<const float4*>(merge + (w * T::kRows + row) * T::kMergePitch + channel);
                 x[0] += o.x * half * half, x[1] += o.y * half * half, x[2] += o.z * half * half, x[3] += o.w * half * half;
             }
@@ -201,10 +201,12 @@ struct Stage1 {
                 }
             };
 
+            typename Arith::RawQuery raw_query;
             loader.begin(page_row(p.cache, item.request_idx), first_token + (lane & 15), item.token_end);
-            int32_t pages[T::kNumStages + 1];
+            int32_t pages[T::kNumStages];
 #pragma unroll
-            for (int i = 0; i <= T::kNumStages; ++i) pages[i] = loader.read_page(loader.position + i * kWarps * kTileTokens);
+            for (int i = 0; i < T::kNumStages; ++i) pages[i] = loader.read_page(loader.position + i * kWarps * kTileTokens);
+            arith.fetch_query(p, rows, item.request_idx, raw_query);
 #pragma unroll
             for (int i = 0; i < T::kNumStages; ++i) {
                 if (static_cast<uint32_t>(i) < num_tiles) {
@@ -212,6 +214,7 @@ struct Stage1 {
                     report(loader.locate(), i);
                     write_meta(i);
                     loader.copy_k(ring_address + i * T::kStageBytes, lane);
+                    loader.copy_pages(ring_address + i * T::kStageBytes, lane);
                     ptx::cp_async_commit();
                     loader.copy_v(ring_address + i * T::kStageBytes, lane);
                 } else {
@@ -219,10 +222,9 @@ struct Stage1 {
                 }
                 ptx::cp_async_commit();
             }
-            loader.page = pages[T::kNumStages];
 
             const Visibility visibility(p, reinterpret_cast<const uint32_t*>(p.kv_lens)[item.request_idx]);
-            arith.load_query(p, rows, item.request_idx, warp);
+            arith.load_query(p, raw_query, warp);
             arith.clear();
             state.clear();
 
@@ -234,6 +236,7 @@ struct Stage1 {
                 ptx::cp_async_wait<2 * T::kNumStages - 1>();
                 __syncwarp();
                 const uint2 meta = *reinterpret_cast<const uint2*>(stage + T::kMetaAt);
+                loader.page = reinterpret_cast<const int32_t*>(stage + T::kPagesAt)[lane & 15];
                 float scores[kRowTiles][4];
                 arith.score(stage, meta.y, scores);
 
@@ -241,7 +244,7 @@ struct Stage1 {
                 if (refill) {
                     report(loader.locate(), tile + T::kNumStages);
                     loader.copy_k(stage_address, lane);
-                    loader.page = loader.read_page(loader.position);
+                    loader.copy_pages(stage_address, lane);
                 }
                 ptx::cp_async_commit();
                 ptx::cp_async_wait<2 * T::kNumStages - 1>();

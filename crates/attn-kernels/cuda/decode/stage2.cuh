@@ -10,6 +10,7 @@
 namespace kv8 {
 
 constexpr int kMergeLanes = 8;
+constexpr int kMergeBatch = 4;  // partials a thread reads at once
 constexpr int kMaxMergeThreads = 256 / 4 * kMergeLanes;
 
 struct MergeState {
@@ -44,11 +45,17 @@ __device__ __forceinline__ void merge_partials(const DecodeParams& p) {
         const uint32_t head = row / p.q_len;
         const uint32_t position = row % p.q_len;
         MergeState state{{-CUDART_INF_F, 0.0f}, make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
-#pragma unroll 4
-        for (uint32_t i = begin + threadIdx.y; i < end; i += kMergeLanes) {
-            const uint64_t index = static_cast<uint64_t>(i) * num_rows + row;
-            const float2 ml = partial_ml[index];
-            fold(state, MergeState{{ml.x, ml.y}, partial_o[index * blockDim.x + threadIdx.x]});
+        for (uint32_t first = begin + threadIdx.y; first < end; first += kMergeBatch * kMergeLanes) {
+            MergeState batch[kMergeBatch];
+#pragma unroll
+            for (int i = 0; i < kMergeBatch; ++i) {
+                const uint64_t index = static_cast<uint64_t>(min(first + i * kMergeLanes, end - 1)) * num_rows + row;
+                const float2 ml = partial_ml[index];
+                batch[i] = MergeState{{ml.x, first + i * kMergeLanes < end ? ml.y : 0.0f},
+                                      partial_o[index * blockDim.x + threadIdx.x]};
+            }
+#pragma unroll
+            for (int i = 0; i < kMergeBatch; ++i) fold(state, batch[i]);
         }
         shared_o[threadIdx.y][threadIdx.x] = state.o;
         if (threadIdx.x == 0) shared_ml[threadIdx.y] = make_float2(state.row.m, state.row.l);

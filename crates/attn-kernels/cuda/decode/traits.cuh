@@ -55,13 +55,15 @@ struct Traits {
     static constexpr int kVScalePitch = kKScalePitch + (kAlwaysNormalize || GROUPS != Groups::k8 ? 0 : 16);
     static constexpr int kNormalPitch = round_up(kMaxGroups * 2, 16) + 16;
 
-    // A stage: one tile of K and V. meta = {valid tokens, rows that start in the middle of a word, -, -}.
+    // A stage: one tile of K and V; meta = {valid tokens, rows that start in the middle of a word, -, -}; the page indices of
+    // the tile that will take the stage next.
     static constexpr int kKCodesAt = 0;
     static constexpr int kKScalesAt = kKCodesAt + kTileTokens * kKPitch;
     static constexpr int kVCodesAt = kKScalesAt + kTileTokens * kKScalePitch;
     static constexpr int kVScalesAt = kVCodesAt + kTileTokens * kVPitch;
     static constexpr int kMetaAt = kVScalesAt + kTileTokens * kVScalePitch;
-    static constexpr int kStageBytes = kMetaAt + 16;
+    static constexpr int kPagesAt = kMetaAt + 16;
+    static constexpr int kStageBytes = kPagesAt + kTileTokens * 4;
 
     // Per warp: the ring, then the normalized scales of one plane of one tile, then their exponents.
     static constexpr int kNormalAt = kNumStages * kStageBytes;

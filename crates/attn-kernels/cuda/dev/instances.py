@@ -27,7 +27,7 @@ def shared_bytes(row):
     k_pitch = d + 16 if d % 128 == 0 else d
     k_scales = round_up(raw + (0 if packed else 4), 16)
     v_scales = k_scales + (0 if normalize or not packed else 16)
-    stage = 16 * (k_pitch + k_scales + d + 16 + v_scales) + 16
+    stage = 16 * (k_pitch + k_scales + d + 16 + v_scales) + 16 + 64
     warp = stages * stage + 16 * (round_up(groups * 2, 16) + 16) + 64
     query = d // 16 * tiles * 256 if (tiles * (d // 16) * 2 > 32 or tiles == 4) and mma else 0
     return 4 * warp + 4 * 8 * tiles * 16 + query

@@ -7,7 +7,7 @@
 namespace kv8 {
 
 constexpr int kLargestScaleLog2 = 7;    // floor(log2) of the largest normalized scale of a token
-constexpr int kSmallestExponent = -100;  // scales below 2^-93 keep an absolute error of 2^-125 instead
+constexpr int kSmallestExponent = -126;  // scales below 2^-119 keep an absolute error of 2^-151 instead
 constexpr uint32_t kWideF16Test = 0x24002400u;  // added to a pair of f16 scales, sets a top bit where the scale is >= 256
 
 __device__ __forceinline__ bool holds_wide_scale(uint32_t pair) { return ((pair + kWideF16Test) & 0x80008000u) != 0; }

@@ -3,7 +3,9 @@
 // Weights are 2^(s - reference). The reference is not the maximum but follows it: it rises only when a score passes it by more
 // than kHeadroom, and is then set kBias below the maximum. So weights stay in f16's range (at most 2^15), small ones keep
 // 2^kBias more of it than with the maximum itself, and the output is rescaled rarely.
-// The value of a token may carry a power of two (its scales were normalized): out += 2^(s + exponent - out_reference) * value.
+// The value of a token may carry a power of two (its scales were normalized). Where exponents span more than f32 can bridge
+// (SPLIT), out has a whole exponent of its own: out += 2^((s - reference) + (exponent - out_exponent)) * value. The sums are
+// taken in that order because a large s would swallow the exponents.
 #pragma once
 #include <cfloat>
 
@@ -17,19 +19,20 @@ constexpr float kHeadroom = 15.0f;
 constexpr float kBias = 8.0f;
 
 // ROW_TILES tiles of 8 rows; a lane sees rows 2 * (lane % 4) + {0, 1} of each, at tokens lane / 4 + {0, 8}.
-// SPLIT: out has its own reference, needed when exponents span more than f32 can bridge. EXACT: exp2f instead of ex2.approx.
+// EXACT: exp2f instead of ex2.approx.
 template <int ROW_TILES, bool SPLIT, bool EXACT>
 struct OnlineState {
     float reference[ROW_TILES][2];
     float sum[ROW_TILES][2];  // of this lane's tokens
-    float out_reference[ROW_TILES][2];
+    float out_exponent[ROW_TILES][2];  // a whole number; 0 unless SPLIT
 
     __device__ __forceinline__ void clear() {
 #pragma unroll
         for (int tile = 0; tile < ROW_TILES; ++tile) {
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
-                reference[tile][j] = out_reference[tile][j] = -FLT_MAX;
+                reference[tile][j] = -FLT_MAX;
+                out_exponent[tile][j] = SPLIT ? -FLT_MAX : 0.0f;
                 sum[tile][j] = 0.0f;
             }
         }
@@ -47,13 +50,9 @@ struct OnlineState {
         for (int tile = 0; tile < ROW_TILES; ++tile) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                const float shifted = scores[tile][e] + shift[e / 2];
-                if (SPLIT) {
-                    rises |= scores[tile][e] > reference[tile][e % 2] + kHeadroom;
-                    rises |= shifted > out_reference[tile][e % 2] + kHeadroom;
-                } else {
-                    rises |= shifted > reference[tile][e % 2] + kHeadroom;
-                }
+                const float above = scores[tile][e] - reference[tile][e % 2];
+                rises |= above + (shift[e / 2] - out_exponent[tile][e % 2]) > kHeadroom;
+                if (SPLIT) rises |= above > kHeadroom;
             }
         }
         if (__any_sync(kFullWarp, rises)) raise(scores, shift, out);
@@ -61,10 +60,10 @@ struct OnlineState {
         for (int tile = 0; tile < ROW_TILES; ++tile) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                const float score = scores[tile][e];
-                const float weight = power(score - reference[tile][e % 2]);
+                const float above = scores[tile][e] - reference[tile][e % 2];
+                const float weight = power(above);
                 sum[tile][e % 2] += weight;
-                scores[tile][e] = SPLIT ? power(score + shift[e / 2] - out_reference[tile][e % 2])
+                scores[tile][e] = SPLIT ? power(above + (shift[e / 2] - out_exponent[tile][e % 2]))
                                         : weight * power_of_two(exponents[e / 2]);
             }
         }
@@ -79,16 +78,21 @@ struct OnlineState {
             float factor[2];
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
+                const float s0 = scores[tile][j], s1 = scores[tile][2 + j];
+                const float top = column_max(SPLIT ? fmaxf(s0, s1) : fmaxf(s0 + shift[0], s1 + shift[1]));
+                const float fall = follow(reference[tile][j], top);
+                sum[tile][j] *= power(fall);
+                factor[j] = fall;
                 if (SPLIT) {
-                    const float top = column_max(fmaxf(scores[tile][j], scores[tile][2 + j]));
-                    sum[tile][j] *= follow(reference[tile][j], top);
+                    const float now = reference[tile][j];
+                    const float out_top = column_max(fmaxf((s0 - now) + shift[0], (s1 - now) + shift[1]));
+                    const float carried = fall + out_exponent[tile][j];
+                    if (fall < 0.0f || out_top > out_exponent[tile][j] + kHeadroom) {
+                        out_exponent[tile][j] = rintf(fmaxf(carried, out_top - kBias));
+                    }
+                    factor[j] = carried - out_exponent[tile][j];
                 }
-                const float top = column_max(fmaxf(scores[tile][j] + shift[0], scores[tile][2 + j] + shift[1]));
-                factor[j] = follow(out_reference[tile][j], top);
-                if (!SPLIT) {
-                    sum[tile][j] *= factor[j];
-                    reference[tile][j] = out_reference[tile][j];
-                }
+                factor[j] = power(factor[j]);
             }
 #pragma unroll
             for (int i = 0; i < OUT_TILES; ++i) {
@@ -98,13 +102,12 @@ struct OnlineState {
         }
     }
 
-    // Raises `current` if `top` passed it; returns the factor for what was accumulated against it.
+    // Raises `current` if `top` passed it; returns how far it moved, as a negative number.
     static __device__ __forceinline__ float follow(float& current, float top) {
-        if (!(top > current + kHeadroom)) return 1.0f;
-        const float next = top - kBias;
-        const float factor = power(current - next);
-        current = next;
-        return factor;
+        if (!(top > current + kHeadroom)) return 0.0f;
+        const float before = current;
+        current = top - kBias;
+        return before - current;
     }
 };
 
