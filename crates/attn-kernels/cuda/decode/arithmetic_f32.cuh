@@ -67,7 +67,7 @@ struct F32Arithmetic {
         for (uint32_t channel = 0; channel < T::kHeadDim; ++channel) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                const float k = value(stage + T::kKCodesAt, T::kKPitch, stage + T::kKScalesAt, T::kKScalePitch, row + 8 * (e / 2),
+                const float k = value(stage + T::kKeysAt, T::kPitch, stage + T::kKeysAt + T::kScalesAt, T::kPitch, row + 8 * (e / 2),
                                       channel, k_shift, misaligned);
 #pragma unroll
                 for (int tile = 0; tile < kRowTiles; ++tile) {
@@ -104,7 +104,7 @@ struct F32Arithmetic {
             for (int word = 0; word < T::kVWords; ++word) {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    const float v = value(stage + T::kVCodesAt, T::kVPitch, stage + T::kVScalesAt, T::kVScalePitch, token,
+                    const float v = value(stage + T::kValuesAt, T::kPitch, stage + T::kValuesAt + T::kScalesAt, T::kPitch, token,
                                           T::v_channel(word, row) + i, v_shift, value_misaligned);
 #pragma unroll
                     for (int tile = 0; tile < kRowTiles; ++tile) {

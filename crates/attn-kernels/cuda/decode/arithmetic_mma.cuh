@@ -180,11 +180,11 @@ struct MmaArithmetic {
 
     // Scores of the tile's tokens (rows `row` and `row` + 8), base 2, before caps and masks.
     __device__ __forceinline__ void score(const uint8_t* stage, uint32_t misaligned, float (&scores)[kRowTiles][4]) {
-        ScaleSource source{stage + T::kKScalesAt, T::kKScalePitch, misaligned & 0xffffu, k_shift};
+        ScaleSource source{stage + T::kKeysAt + T::kScalesAt, T::kPitch, misaligned & 0xffffu, k_shift};
         uint32_t pairs[T::kKUnits][2];
         bool normalized = T::kAlwaysNormalize;
         if constexpr (T::kAlwaysNormalize) {
-            source = normalize(stage + T::kKScalesAt, T::kKScalePitch, source.misaligned, k_groups, k_shift);
+            source = normalize(stage + T::kKeysAt + T::kScalesAt, T::kPitch, source.misaligned, k_groups, k_shift);
         }
         load_pairs(source, pairs);
         if constexpr (!T::kAlwaysNormalize) {
@@ -206,7 +206,7 @@ struct MmaArithmetic {
             uint32_t words[2][T::kKWordsPerUnit];
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                load_words(stage + T::kKCodesAt + (row + 8 * r) * T::kKPitch + T::k_channel(unit, column), words[r]);
+                load_words(stage + T::kKeysAt + (row + 8 * r) * T::kPitch + T::k_channel(unit, column), words[r]);
             }
 #pragma unroll
             for (int word = 0; word < T::kKWordsPerUnit; ++word) {
@@ -256,11 +256,11 @@ struct MmaArithmetic {
     // Makes the tile's V scales ready. True if they were normalized: then `token_exponents` are the powers of two of tokens
     // `row` and `row` + 8.
     __device__ __forceinline__ bool prepare_values(const uint8_t* stage, uint32_t misaligned, int (&token_exponents)[2]) {
-        values = ScaleSource{stage + T::kVScalesAt, T::kVScalePitch, misaligned >> 16, v_shift};
+        values = ScaleSource{stage + T::kValuesAt + T::kScalesAt, T::kPitch, misaligned >> 16, v_shift};
         bool normalized = T::kAlwaysNormalize;
         if constexpr (!T::kAlwaysNormalize) {
             // Each lane looks at half of a row: every scale of the tile is seen once.
-            const uint8_t* own = values.rows + (lane & 15) * T::kVScalePitch;
+            const uint8_t* own = values.rows + (lane & 15) * T::kPitch;
             bool wide = false;
             if constexpr (kPackedGroups > 0) {
                 uint32_t top_bits = 0;
@@ -278,7 +278,7 @@ struct MmaArithmetic {
             normalized = __any_sync(kFullWarp, wide);
         }
         if (normalized) {
-            values = normalize(values.rows, T::kVScalePitch, values.misaligned, v_groups, v_shift);
+            values = normalize(values.rows, T::kPitch, values.misaligned, v_groups, v_shift);
             token_exponents[0] = exponents[row];
             token_exponents[1] = exponents[row + 8];
         }
@@ -293,7 +293,7 @@ struct MmaArithmetic {
             p[tile].x = ptx::transpose_8x8(ptx::pack_f16x2(weights[tile][0], weights[tile][1]));
             p[tile].y = ptx::transpose_8x8(ptx::pack_f16x2(weights[tile][2], weights[tile][3]));
         }
-        const uint8_t* codes = stage + T::kVCodesAt;
+        const uint8_t* codes = stage + T::kValuesAt;
         if constexpr (T::kHeadDim == 64) {
             accumulate_unit<0, 2>(codes, p);
         } else if constexpr (T::kHeadDim == 96) {
@@ -352,7 +352,7 @@ struct MmaArithmetic {
         uint32_t pairs[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            load_words(codes + fragment_token(i) * T::kVPitch + channel, words[i]);
+            load_words(codes + fragment_token(i) * T::kPitch + channel, words[i]);
             pairs[i] = WORDS == 4 ? values.template pair<T::kGroups>(fragment_token(i), channel)
                                   : values.template single<T::kGroups>(fragment_token(i), channel);
         }
