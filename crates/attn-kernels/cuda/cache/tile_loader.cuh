@@ -43,8 +43,6 @@ struct TileLoader {
     static constexpr uint32_t kCodePieces = T::kHeadDim / 16;                // 16-byte pieces of a code row
     static constexpr uint32_t kScalePiece = T::kRawRowBytes % 16 == 0 ? 16 : 8;  // packed scales
     static constexpr uint32_t kScalePieces = T::kRawRowBytes / kScalePiece;
-    static constexpr uint32_t kRecordCopies = (T::kPitch / 16 * kTileTokens + 31) / 32;  // of a lane, at most
-    static constexpr uint32_t kRecordWords = (kRecordCopies + 7) / 8;
     static constexpr bool kLaneCodePiece = 32 % kCodePieces == 0;    // a lane copies the same piece of every row it copies
     static constexpr bool kLaneScalePiece = kPacked && 32 % kScalePieces == 0;
 
@@ -64,7 +62,11 @@ struct TileLoader {
     uint32_t num_pages;
     uint32_t tile_stride;   // tokens from a warp's tile to its next
     uint32_t record_bytes;  // records that follow each other without a gap in a page of 16 or more; 0: none
-    uint32_t record_rows[kRecordWords];  // row of each 16-byte piece of a tile of records that this lane copies, 4 bits each
+    uint32_t pitch;         // of rows in shared memory
+    uint32_t barriers;      // shared address of this warp's barriers
+    uint32_t run_slots;     // stages of the ring whose latest tile came as a run of records
+    uint32_t phases;        // parity of each stage's barriers
+    bool run;               // of the located tile
 
     const int32_t* page_row;
     uint32_t token_end;
@@ -75,7 +77,7 @@ struct TileLoader {
     uint32_t scale_offset_high;
     uint32_t live;  // tokens of the located tile that may be read
 
-    __device__ __forceinline__ TileLoader(const PagedCache& cache, uint32_t head_idx, uint32_t lane, uint32_t token_stride)
+    __device__ __forceinline__ TileLoader(const PagedCache& cache, uint32_t head_idx, uint32_t lane, uint32_t token_stride, uint32_t warp_shared)
         : k_copy(cache.k_scales, num_groups(cache.head_dim, cache.k_group_len), cache.scale_type),
           v_copy(cache.v_scales, num_groups(cache.head_dim, cache.v_group_len), cache.scale_type) {
         const uint32_t unit = scale_bytes(cache.scale_type);
@@ -114,15 +116,23 @@ struct TileLoader {
         num_pages = cache.num_pages;
         page = 0;
         tile_stride = token_stride;
-        find_records(cache, lane);
+        barriers = warp_shared + T::kBarriersAt;
+        phases = 0;
+        find_records(cache);
+        if (record_bytes != 0 && lane == 0) {
+#pragma unroll
+            for (uint32_t i = 0; i < 2 * T::kNumStages; ++i) ptx::barrier_init(barriers + 8 * i);
+        }
+        ptx::fence_before_bulk_copies();
+        __syncwarp();
     }
 
-    // A tile inside a page whose records are contiguous is one run of bytes: copied as whole memory lines, it comes 7 % faster
-    // than row by row.
-    __device__ __forceinline__ void find_records(const PagedCache& cache, uint32_t lane) {
+    // A tile inside a page whose records are contiguous is one run of bytes: one bulk copy of a run moves 7 % more bytes a
+    // second than copies row by row.
+    __device__ __forceinline__ void find_records(const PagedCache& cache) {
         const uint32_t unit = scale_bytes(cache.scale_type);
         const uint64_t bytes = cache.k_codes.slot_stride;
-        const bool fits = bytes % 16 == 0 && bytes <= T::kPitch && cache.page_len >= kTileTokens &&
+        const bool fits = ptx::kBulkCopies && bytes % 16 == 0 && bytes <= T::kPitch && cache.page_len >= kTileTokens &&
                           cache.v_codes.slot_stride == bytes && cache.k_scales.slot_stride * unit == bytes &&
                           cache.v_scales.slot_stride * unit == bytes &&
                           cache.k_scales.base == cache.k_codes.base + T::kHeadDim &&
@@ -132,17 +142,9 @@ struct TileLoader {
                           cache.k_scales.page_stride * unit == cache.k_codes.page_stride &&
                           cache.v_scales.page_stride * unit == cache.v_codes.page_stride;
         record_bytes = fits ? static_cast<uint32_t>(bytes) : 0;
+        pitch = fits ? record_bytes : T::kPitch;
         ptx::keep(record_bytes);
-        const uint32_t pieces = max(record_bytes / 16, 1u);
-#pragma unroll
-        for (uint32_t i = 0; i < kRecordWords; ++i) {
-            record_rows[i] = 0;
-#pragma unroll
-            for (uint32_t j = 0; j < 8; ++j) {
-                record_rows[i] |= min((lane + 32 * (8 * i + j)) / pieces, 15u) << (4 * j);
-            }
-            ptx::keep(record_rows[i]);
-        }
+        ptx::keep(pitch);
     }
 
     // Begins a range: `first` is the position of this lane's token in the warp's first tile.
@@ -150,6 +152,7 @@ struct TileLoader {
         page_row = row;
         position = first;
         token_end = end;
+        run_slots = ~0u;
     }
 
     __device__ __forceinline__ int32_t read_page(uint32_t at) const {
@@ -165,8 +168,8 @@ struct TileLoader {
         }
     }
 
-    // Turns `page` into offsets; true for a lane whose page index is out of range.
-    __device__ __forceinline__ bool locate() {
+    // Turns `page` into offsets; `lane_token` is lane % 16. True for a lane whose page index is out of range.
+    __device__ __forceinline__ bool locate(uint32_t lane_token) {
         const uint32_t slot = position & ((1u << page_len_log2) - 1);
         const bool inside = position < token_end;
         const bool readable = inside && static_cast<uint32_t>(page) < num_pages;
@@ -180,6 +183,8 @@ struct TileLoader {
             scale_offset = static_cast<uint32_t>(offset);
             scale_offset_high = readable ? static_cast<uint32_t>(offset >> 32) : ptx::kNowhere;
         }
+        // Every token readable and the first of them at a multiple of 16: then the tile lies in one page.
+        run = record_bytes != 0 && live == kFullWarp && ((position ^ lane_token) & (kTileTokens - 1)) == 0;
         position += tile_stride;
         return inside && !readable;
     }
@@ -191,42 +196,44 @@ struct TileLoader {
         return __ballot_sync(kFullWarp, ((base + scale_offset) & 2) != 0);
     }
 
-    // True if the located tile is one run of records (all of its tokens readable, in one page).
-    __device__ __forceinline__ bool is_record_run() const {
-        const uint32_t first = __shfl_sync(kFullWarp, position, 0);
-        return record_bytes != 0 && live == kFullWarp && first % kTileTokens == 0;
+    // Fills stage `slot` of the ring at shared address `stage` with K of the located tile; then fill_v with its V. All reads of
+    // the stage's K (V) must have been ordered by a warp barrier.
+    __device__ __forceinline__ void fill_k(uint32_t slot, uint32_t stage, uint32_t lane) {
+        if (run) {
+            if (!(run_slots >> slot & 1)) {  // the stage was last written row by row
+                ptx::fence_before_bulk_copies();
+                __syncwarp();
+            }
+            if (lane == 0) ptx::bulk_copy(stage + T::kKeysAt, run_source(k_codes), record_bytes * kTileTokens, barriers + 16 * slot);
+        } else {
+            copy_codes(stage + T::kKeysAt, k_codes, lane, 0);
+            copy_scales(stage + T::kKeysAt + T::kScalesAt, k_scales, k_copy, lane, 0);
+        }
+        run_slots = run ? run_slots | 1u << slot : run_slots & ~(1u << slot);
+        copy_pages(stage, lane);
     }
 
-    __device__ __forceinline__ void copy_k(uint32_t stage, uint32_t lane, bool run) const {
-        copy_plane(stage + T::kKeysAt, k_codes, k_scales, k_copy, lane, 0, run);
+    __device__ __forceinline__ void fill_v(uint32_t slot, uint32_t stage, uint32_t lane) const {
+        if (run) {
+            if (lane == 16) {
+                ptx::bulk_copy(stage + T::kValuesAt, run_source(v_codes), record_bytes * kTileTokens, barriers + 16 * slot + 8);
+            }
+        } else {
+            copy_codes(stage + T::kValuesAt, v_codes, lane, 16);
+            copy_scales(stage + T::kValuesAt + T::kScalesAt, v_scales, v_copy, lane, 16);
+        }
     }
 
-    __device__ __forceinline__ void copy_v(uint32_t stage, uint32_t lane, bool run) const {
-        copy_plane(stage + T::kValuesAt, v_codes, v_scales, v_copy, lane, 16, run);
+    // Waits for one plane (0 = K, 1 = V) of a tile that came as a run. Row-by-row copies are awaited by group.
+    __device__ __forceinline__ void wait_for_run(uint32_t slot, uint32_t plane) const {
+        ptx::barrier_wait(barriers + 16 * slot + 8 * plane, phases >> slot & 1);
     }
 
   private:
-    __device__ __forceinline__ void copy_plane(uint32_t dst, const uint8_t* codes, const uint8_t* scales, const ScaleCopy& copy,
-                                               uint32_t lane, uint32_t owner, bool run) const {
-        if (run) {
-            copy_records(dst, codes, lane, owner);
-        } else {
-            copy_codes(dst, codes, lane, owner);
-            copy_scales(dst + T::kScalesAt, scales, copy, lane, owner);
-        }
-    }
-
-    __device__ __forceinline__ void copy_records(uint32_t dst, const uint8_t* plane, uint32_t lane, uint32_t owner) const {
-        const uint64_t offset = __shfl_sync(kFullWarp, code_offset, owner);
-        const uint8_t* src = plane + offset * 16 + (kLaneCodePiece ? lane / kCodePieces * kCodePieces : lane) * 16;
-        const uint32_t gap = T::kPitch - record_bytes;
-        const uint32_t to = dst + lane * 16;
-        const uint32_t bytes = record_bytes * kTileTokens;
-#pragma unroll
-        for (uint32_t i = 0; i < kRecordCopies; ++i) {
-            const uint32_t row = record_rows[i / 8] >> (4 * (i % 8)) & 15;
-            if ((lane + 32 * i) * 16 < bytes) ptx::cp_async<16>(to + row * gap + 512 * i, src + 512 * i, 0);
-        }
+    // For lanes 0 (K) and 16 (V): they hold the tile's first offset, and the copy of a row starts at piece 0 for them.
+    __device__ __forceinline__ const uint8_t* run_source(const uint8_t* plane) const {
+        static_assert(!kLaneCodePiece || 16 % kCodePieces == 0);
+        return plane + static_cast<uint64_t>(code_offset) * 16;
     }
 
     // Neighbouring lanes take neighbouring pieces, so that the copies of eight lanes cover whole sectors.
@@ -234,11 +241,11 @@ struct TileLoader {
         if constexpr (kLaneCodePiece) {
             constexpr uint32_t kRowStep = 32 / kCodePieces;
             const uint32_t first_row = lane / kCodePieces;
-            const uint32_t to = dst + first_row * T::kPitch + lane % kCodePieces * 16;
+            const uint32_t to = dst + first_row * pitch + lane % kCodePieces * 16;
 #pragma unroll
             for (uint32_t i = 0; i < kTileTokens / kRowStep; ++i) {
                 const uint32_t offset = __shfl_sync(kFullWarp, code_offset, owner + first_row + kRowStep * i);
-                ptx::cp_async<16>(to + kRowStep * i * T::kPitch, plane + static_cast<uint64_t>(offset) * 16, offset);
+                ptx::cp_async<16>(to + kRowStep * i * pitch, plane + static_cast<uint64_t>(offset) * 16, offset);
             }
         } else {
 #pragma unroll
@@ -246,7 +253,7 @@ struct TileLoader {
                 const uint32_t row = (lane + 32 * i) / kCodePieces;
                 const uint32_t piece = (lane + 32 * i) % kCodePieces;
                 const uint32_t offset = __shfl_sync(kFullWarp, code_offset, owner + row);
-                ptx::cp_async<16>(dst + row * T::kPitch + piece * 16, plane + piece * 16 + static_cast<uint64_t>(offset) * 16, offset);
+                ptx::cp_async<16>(dst + row * pitch + piece * 16, plane + piece * 16 + static_cast<uint64_t>(offset) * 16, offset);
             }
         }
     }
@@ -263,7 +270,7 @@ struct TileLoader {
                 const uint32_t offset = __shfl_sync(kFullWarp, scale_offset, owner + row);
                 const uint8_t* src = plane + (kLaneScalePiece ? 0 : piece * kScalePiece) + static_cast<uint64_t>(offset) * kScalePiece;
                 if (kCopies % 32 == 0 || idx < kCopies) {
-                    ptx::cp_async<kScalePiece>(dst + row * T::kPitch + piece * kScalePiece, src, offset);
+                    ptx::cp_async<kScalePiece>(dst + row * pitch + piece * kScalePiece, src, offset);
                 }
             }
         } else {
@@ -275,7 +282,7 @@ struct TileLoader {
                 if (first + lane >= kTileTokens << copy.pieces_log2 || piece >= copy.num_pieces) continue;
                 const uint8_t* src = plane + (static_cast<uint64_t>(high) << 32 | low);
                 const uint32_t at = piece << copy.piece_log2;
-                const uint32_t to = dst + row * T::kPitch + at;
+                const uint32_t to = dst + row * pitch + at;
                 if (copy.piece_log2 == 4) {
                     ptx::cp_async<16>(to, src + at, high);
                 } else if (copy.piece_log2 == 3) {

@@ -10,12 +10,10 @@
 namespace kv8 {
 
 template <class T>
-__device__ __forceinline__ void fill(TileLoader<T>& loader, uint32_t stage, uint32_t lane) {
-    loader.locate();
-    const bool run = loader.is_record_run();
-    loader.copy_k(stage, lane, run);
-    loader.copy_pages(stage, lane);
-    loader.copy_v(stage, lane, run);
+__device__ __forceinline__ void fill(TileLoader<T>& loader, uint32_t slot, uint32_t stage, uint32_t lane) {
+    loader.locate(lane & 15);
+    loader.fill_k(slot, stage, lane);
+    loader.fill_v(slot, stage, lane);
 }
 
 template <class T>
@@ -30,7 +28,7 @@ __device__ __forceinline__ void read_items(const DecodeParams& p, uint8_t* share
     const WorkItem* items = reinterpret_cast<const WorkItem*>(p.items);
     const uint8_t* ring = shared + (threadIdx.y * token_warps + warp) * T::kWarpBytes;
     const uint32_t ring_address = ptx::shared_address(ring);
-    TileLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens);
+    TileLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring_address);
     uint32_t folded = 0;
     for (uint32_t item_idx = worker_starts[worker]; item_idx < worker_starts[worker + 1]; ++item_idx) {
         const WorkItem item = items[item_idx];
@@ -44,7 +42,7 @@ __device__ __forceinline__ void read_items(const DecodeParams& p, uint8_t* share
         for (int i = 0; i < T::kNumStages; ++i) {
             if (static_cast<uint32_t>(i) < num_tiles) {
                 loader.page = pages[i];
-                fill(loader, ring_address + i * T::kStageBytes, lane);
+                fill(loader, i, ring_address + i * T::kStageBytes, lane);
             }
             ptx::cp_async_commit();
         }
@@ -52,11 +50,16 @@ __device__ __forceinline__ void read_items(const DecodeParams& p, uint8_t* share
         for (uint32_t tile = 0; tile < num_tiles; ++tile) {
             const uint8_t* stage = ring + slot * T::kStageBytes;
             ptx::cp_async_wait<T::kNumStages - 1>();
+            if (loader.run_slots >> slot & 1) {
+                loader.wait_for_run(slot, 0);
+                loader.wait_for_run(slot, 1);
+                loader.phases ^= 1u << slot;
+            }
             __syncwarp();
             folded ^= *reinterpret_cast<const uint32_t*>(stage + lane * 16);
             loader.page = reinterpret_cast<const int32_t*>(stage + T::kPagesAt)[lane & 15];
             __syncwarp();
-            if (tile + T::kNumStages < num_tiles) fill(loader, ring_address + slot * T::kStageBytes, lane);
+            if (tile + T::kNumStages < num_tiles) fill(loader, slot, ring_address + slot * T::kStageBytes, lane);
             ptx::cp_async_commit();
             slot = slot + 1 == T::kNumStages ? 0 : slot + 1;
         }

@@ -147,6 +147,7 @@ struct Stage1 {
             }
             write_row(p, item, rows, rows.first + row, channel, merged, x);
         }
+        ptx::fence_before_bulk_copies();
         __syncthreads();  // the rings may be filled again
     }
 
@@ -186,8 +187,8 @@ struct Stage1 {
         uint8_t* ring = shared + ring_idx * T::kWarpBytes;
         uint32_t ring_address = ptx::shared_address(ring);
         ptx::keep(ring_address);
-        TileLoader<T> loader(p.cache, kv_head, lane, tile_stride);
-        Arith arith(p, lane, ring, shared + T::kQueryAt);
+        TileLoader<T> loader(p.cache, kv_head, lane, tile_stride, ring_address);
+        Arith arith(p, lane, loader.pitch, ring, shared + T::kQueryAt);
         OnlineState<kRowTiles, T::kAlwaysNormalize, kExact> state;
 
         for (uint32_t item_idx = worker_starts[worker]; item_idx < item_end; ++item_idx) {
@@ -203,19 +204,14 @@ struct Stage1 {
                                  first_token + tile * tile_stride + lane, loader.page, 0);
                 }
             };
-            // The two halves of filling a stage; `locate` has been called between K and V of one tile only once.
-            bool run = false;
-            const auto fill_k = [&](uint32_t offset, uint32_t tile) {
-                report(loader.locate(), tile);
-                run = loader.is_record_run();
-                loader.copy_k(ring_address + offset, lane, run);
-                loader.copy_pages(ring_address + offset, lane);
+            const auto fill_k = [&](uint32_t slot, uint32_t offset, uint32_t tile) {
+                report(loader.locate(lane & 15), tile);
+                loader.fill_k(slot, ring_address + offset, lane);
             };
-            const auto fill_v = [&](uint32_t offset) {
-                uint8_t* stage = ring + offset;
+            const auto fill_v = [&](uint32_t slot, uint32_t offset) {
                 const uint32_t misaligned = loader.misaligned_rows(lane);
-                if (lane == 0) *reinterpret_cast<uint2*>(stage + T::kMetaAt) = make_uint2(loader.live, misaligned);
-                loader.copy_v(ring_address + offset, lane, run);
+                if (lane == 0) *reinterpret_cast<uint2*>(ring + offset + T::kMetaAt) = make_uint2(loader.live, misaligned);
+                loader.fill_v(slot, ring_address + offset, lane);
             };
 
             typename Arith::RawQuery raw_query;
@@ -235,9 +231,9 @@ struct Stage1 {
                 uint8_t* stage = ring + i * T::kStageBytes;
                 loader.page = reinterpret_cast<const int32_t*>(stage + T::kPagesAt)[lane & 15];
                 __syncwarp();
-                if (i < num_tiles) fill_k(i * T::kStageBytes, i);
+                if (i < num_tiles) fill_k(i, i * T::kStageBytes, i);
                 ptx::cp_async_commit();
-                if (i < num_tiles) fill_v(i * T::kStageBytes);
+                if (i < num_tiles) fill_v(i, i * T::kStageBytes);
                 ptx::cp_async_commit();
             }
 
@@ -249,13 +245,16 @@ struct Stage1 {
             arith.clear();
             state.clear();
 
+            uint32_t slot = 0;
             uint32_t offset = 0;  // of the tile's stage in the ring
             int32_t tile_token = static_cast<int32_t>(first_token);
 #pragma unroll 1
             for (uint32_t tile = 0; tile < num_tiles; ++tile) {
                 const bool refill = tile + T::kNumStages < num_tiles;
                 const uint8_t* stage = ring + offset;
+                const bool came_as_run = loader.run_slots >> slot & 1;
                 ptx::cp_async_wait<2 * T::kNumStages - 1>();
+                if (came_as_run) loader.wait_for_run(slot, 0);
                 __syncwarp();
                 const uint2 meta = *reinterpret_cast<const uint2*>(stage + T::kMetaAt);
                 loader.page = reinterpret_cast<const int32_t*>(stage + T::kPagesAt)[lane & 15];
@@ -264,9 +263,13 @@ struct Stage1 {
                 arith.score(stage, misaligned, scores);
 
                 __syncwarp();  // K's slot is read, and so are meta and the pages
-                if (refill) fill_k(offset, tile + T::kNumStages);
+                if (refill) fill_k(slot, offset, tile + T::kNumStages);
                 ptx::cp_async_commit();
                 ptx::cp_async_wait<2 * T::kNumStages - 1>();
+                if (came_as_run) {
+                    loader.wait_for_run(slot, 1);
+                    loader.phases ^= 1u << slot;
+                }
                 __syncwarp();
 
                 int token_exponents[2];
@@ -280,10 +283,11 @@ struct Stage1 {
                 arith.accumulate(stage, scores);
 
                 __syncwarp();  // V's slot is read
-                if (refill) fill_v(offset);
+                if (refill) fill_v(slot, offset);
                 ptx::cp_async_commit();
                 tile_token += static_cast<int32_t>(tile_stride);
-                offset = offset == (T::kNumStages - 1) * T::kStageBytes ? 0 : offset + T::kStageBytes;
+                offset += T::kStageBytes;
+                if (++slot == T::kNumStages) slot = offset = 0;
             }
             finish_item(p, item, rows, arith, state, shared, ring_idx);
         }

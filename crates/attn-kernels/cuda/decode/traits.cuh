@@ -44,7 +44,8 @@ struct Traits {
     static constexpr bool kQueryInShared = (ROW_TILES * kKSteps * 2 > 32 || ROW_TILES == 4) && ARITHMETIC == Arithmetic::kMma;
 
     // A row of K or V in shared memory: codes, then scales as they lie in memory. The pitch is an odd number of 16-byte units:
-    // the fragment reads then touch every bank once (enumerated; head_dim 64 and 192 take one pass more on K).
+    // the fragment reads then touch every bank once (enumerated; head_dim 64 and 192 take one pass more on K). Where tiles come
+    // as runs of records by bulk copy, the pitch is the record's length instead (two passes at 160 and 320 bytes).
     static constexpr int kMinGroup = GROUPS == Groups::k16Up ? 16 : 8;
     static constexpr int kMaxGroups = HEAD_DIM / kMinGroup;
     static constexpr int kRawScaleBytes = SCALES == Scales::kF32 || SCALES == Scales::kAny ? 4 : 2;
@@ -63,10 +64,11 @@ struct Traits {
     static constexpr int kPagesAt = kMetaAt + 16;
     static constexpr int kStageBytes = kPagesAt + kTileTokens * 4;
 
-    // Per warp: the ring, then the normalized scales of one plane of one tile, then their exponents.
+    // Per warp: the ring, the normalized scales of one plane of one tile and their exponents, the barriers of bulk copies.
     static constexpr int kNormalAt = kNumStages * kStageBytes;
     static constexpr int kExponentsAt = kNormalAt + kTileTokens * kNormalPitch;
-    static constexpr int kWarpBytes = kExponentsAt + kTileTokens * 4;
+    static constexpr int kBarriersAt = kExponentsAt + kTileTokens * 4;  // u64 [kNumStages][K, V]
+    static constexpr int kWarpBytes = kBarriersAt + kNumStages * 16;
 
     static constexpr int kStatesAt = kWarps * kWarpBytes;                    // float4 [kWarps][kRows]
     static constexpr int kQueryAt = kStatesAt + kWarps * kRows * 16;         // uint2 [kKSteps][kRowTiles][32]

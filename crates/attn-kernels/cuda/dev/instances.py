@@ -26,7 +26,7 @@ def shared_bytes(row):
     pitch = round_up(d + raw + (0 if packed else 4), 16)
     pitch += 16 if pitch // 16 % 2 == 0 else 0
     stage = 32 * pitch + 16 + 64
-    warp = stages * stage + 16 * (round_up(groups * 2, 16) + 16) + 64
+    warp = stages * stage + 16 * (round_up(groups * 2, 16) + 16) + 64 + 16 * stages
     query = d // 16 * tiles * 256 if (tiles * (d // 16) * 2 > 32 or tiles == 4) and mma else 0
     return 4 * warp + 4 * 8 * tiles * 16 + query
 
