@@ -118,45 +118,44 @@ struct TileLoader {
         tile_stride = token_stride;
         barriers = warp_shared + T::kBarriersAt;
         phases = 0;
-        find_records(cache);
-        if (record_bytes != 0 && lane == 0) {
-#pragma unroll
-            for (uint32_t i = 0; i < 2 * T::kNumStages; ++i) ptx::barrier_init(barriers + 8 * i);
-        }
-        ptx::fence_before_bulk_copies();
-        __syncwarp();
-    }
-
-    // A tile inside a page whose records are contiguous is one run of bytes: one bulk copy of a run moves 7 % more bytes a
-    // second than copies row by row.
-    __device__ __forceinline__ void find_records(const PagedCache& cache) {
-        const uint32_t unit = scale_bytes(cache.scale_type);
-        const uint64_t bytes = cache.k_codes.slot_stride;
-        const bool fits = ptx::kBulkCopies && bytes % 16 == 0 && bytes <= T::kPitch && cache.page_len >= kTileTokens &&
-                          cache.v_codes.slot_stride == bytes && cache.k_scales.slot_stride * unit == bytes &&
-                          cache.v_scales.slot_stride * unit == bytes &&
-                          cache.k_scales.base == cache.k_codes.base + T::kHeadDim &&
-                          cache.v_scales.base == cache.v_codes.base + T::kHeadDim &&
-                          cache.k_scales.head_stride * unit == cache.k_codes.head_stride &&
-                          cache.v_scales.head_stride * unit == cache.v_codes.head_stride &&
-                          cache.k_scales.page_stride * unit == cache.k_codes.page_stride &&
-                          cache.v_scales.page_stride * unit == cache.v_codes.page_stride;
-        record_bytes = fits ? static_cast<uint32_t>(bytes) : 0;
-        pitch = fits ? record_bytes : T::kPitch;
+        // A tile of records inside a page is one run of bytes: one bulk copy of a run moves more bytes a second than copies
+        // row by row.
+        record_bytes = ptx::kBulkCopies && cache.record_bytes <= T::kPitch ? cache.record_bytes : 0;
+        pitch = record_bytes != 0 ? record_bytes : T::kPitch;
         ptx::keep(record_bytes);
         ptx::keep(pitch);
+        if (record_bytes != 0 && lane < 2 * T::kNumStages) ptx::barrier_init(barriers + 8 * lane);
+        ptx::fence_before_bulk_copies();
+        __syncwarp();
     }
 
     // Begins a range: `first` is the position of this lane's token in the warp's first tile.
     __device__ __forceinline__ void begin(const int32_t* row, uint32_t first, uint32_t end) {
         page_row = row;
         position = first;
-        token_end = end;
+        token_end = mutant(1) && end > 0 ? end - 1 : end;
         run_slots = ~0u;
     }
 
     __device__ __forceinline__ int32_t read_page(uint32_t at) const {
         return at < token_end ? __ldg(page_row + (at >> page_len_log2)) : 0;
+    }
+
+    // Reads the pages of the first tiles into the stages that they will take.
+    __device__ __forceinline__ void read_first_pages(uint8_t* ring, uint32_t lane) const {
+        int32_t pages[T::kNumStages];
+#pragma unroll
+        for (int i = 0; i < T::kNumStages; ++i) pages[i] = read_page(position + i * tile_stride);
+#pragma unroll
+        for (int i = 0; i < T::kNumStages; ++i) {
+            if (lane < kTileTokens) reinterpret_cast<int32_t*>(ring + i * T::kStageBytes + T::kPagesAt)[lane] = pages[i];
+        }
+        __syncwarp();
+    }
+
+    // The page of this lane's token in the tile that `stage` receives next.
+    static __device__ __forceinline__ int32_t stage_page(const uint8_t* stage, uint32_t lane) {
+        return reinterpret_cast<const int32_t*>(stage + T::kPagesAt)[lane & 15];
     }
 
     // Page indices travel a whole ring ahead, with the K copies of the tile before them in the same stage: under load a plain
@@ -172,6 +171,7 @@ struct TileLoader {
     __device__ __forceinline__ bool locate(uint32_t lane_token) {
         const uint32_t slot = position & ((1u << page_len_log2) - 1);
         const bool inside = position < token_end;
+        if (mutant(23) && static_cast<uint32_t>(page) >= num_pages) page = num_pages - 1;
         const bool readable = inside && static_cast<uint32_t>(page) < num_pages;
         live = __ballot_sync(kFullWarp, readable);
         const uint32_t index = static_cast<uint32_t>(page);

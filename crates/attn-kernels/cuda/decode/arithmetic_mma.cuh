@@ -22,6 +22,7 @@ struct ScaleSource {
     uint32_t shift;       // channel >> shift is the group
 
     __device__ __forceinline__ uint32_t one(uint32_t row, uint32_t channel) const {
+        if (mutant(15)) channel ^= 8;
         const uint8_t* at = rows + row * pitch + (channel >> shift) * 2 + (misaligned >> row & 1) * 2;
         return *reinterpret_cast<const uint16_t*>(at);
     }
@@ -30,7 +31,8 @@ struct ScaleSource {
     template <Groups GROUPS>
     __device__ __forceinline__ uint32_t pair(uint32_t row, uint32_t channel) const {
         if constexpr (GROUPS == Groups::k8) {
-            return *reinterpret_cast<const uint32_t*>(rows + row * pitch + channel / 8 * 2);
+            const uint32_t both = *reinterpret_cast<const uint32_t*>(rows + row * pitch + channel / 8 * 2);
+            return mutant(15) ? both >> 16 | both << 16 : both;
         } else if constexpr (GROUPS == Groups::k16Up) {
             return one(row, channel) * 0x10001u;
         } else {
@@ -183,7 +185,7 @@ struct MmaArithmetic {
 
     // Scores of the tile's tokens (rows `row` and `row` + 8), base 2, before caps and masks.
     __device__ __forceinline__ void score(const uint8_t* stage, uint32_t misaligned, float (&scores)[kRowTiles][4]) {
-        ScaleSource source{stage + T::kKeysAt + T::kScalesAt, pitch, misaligned & 0xffffu, k_shift};
+        ScaleSource source{stage + (mutant(16) ? T::kValuesAt : T::kKeysAt) + T::kScalesAt, pitch, misaligned & 0xffffu, k_shift};
         uint32_t pairs[T::kKUnits][2];
         bool normalized = T::kAlwaysNormalize;
         if constexpr (T::kAlwaysNormalize) {
@@ -346,7 +348,7 @@ struct MmaArithmetic {
     }
 
     // The token rows of a V fragment: k = 2c, 2c + 1, 2c + 8, 2c + 9.
-    __device__ __forceinline__ uint32_t fragment_token(int i) const { return 2 * column + (i & 1) + (i & 2) * 4; }
+    __device__ __forceinline__ uint32_t fragment_token(int i) const { return 2 * column + ((i ^ (mutant(18) ? 1 : 0)) & 1) + (i & 2) * 4; }
 
     template <int WORD0, int WORDS>
     __device__ __forceinline__ void accumulate_unit(const uint8_t* codes, const uint2 (&p)[kRowTiles]) {

@@ -173,7 +173,7 @@ struct Stage1 {
         ptx::keep(warp);
         const uint32_t token_warps = blockDim.x / 32;
         const uint32_t tile_stride = token_warps * kTileTokens;
-        const uint32_t head_blocks = p.cache.num_kv_heads / blockDim.y;
+        const uint32_t head_blocks = p.cache.num_kv_heads >> (__ffs(blockDim.y) - 1);
         const uint32_t kv_head = blockIdx.x % head_blocks * blockDim.y + threadIdx.y;
         const uint32_t worker = blockIdx.x / head_blocks;
         const uint32_t ring_idx = threadIdx.y * token_warps + warp;
@@ -196,7 +196,7 @@ struct Stage1 {
             const WorkItem item{words.x, words.y, words.z, words.w};
             const uint32_t item_tiles = (item.token_end - item.token_start + kTileTokens - 1) / kTileTokens;
             const uint32_t num_tiles = item_tiles > warp ? (item_tiles - warp + token_warps - 1) / token_warps : 0;
-            const uint32_t first_token = item.token_start + warp * kTileTokens;
+            const uint32_t first_token = item.token_start + warp * kTileTokens + (mutant(2) && warp != 0 ? 1 : 0);
 
             const auto report = [&](bool bad, uint32_t tile) {
                 if (bad && lane < 16 && blockIdx.y == 0) {
@@ -216,20 +216,12 @@ struct Stage1 {
 
             typename Arith::RawQuery raw_query;
             loader.begin(page_row(p.cache, item.request_idx), first_token + (lane & 15), item.token_end);
-            int32_t pages[T::kNumStages];
-#pragma unroll
-            for (int i = 0; i < T::kNumStages; ++i) pages[i] = loader.read_page(loader.position + i * tile_stride);
             arith.fetch_query(p, rows, item.request_idx, raw_query);
             const uint32_t kv_len = reinterpret_cast<const uint32_t*>(p.kv_lens)[item.request_idx];
-#pragma unroll
-            for (int i = 0; i < T::kNumStages; ++i) {
-                if (lane < kTileTokens) reinterpret_cast<int32_t*>(ring + i * T::kStageBytes + T::kPagesAt)[lane] = pages[i];
-            }
-            __syncwarp();
+            loader.read_first_pages(ring, lane);
 #pragma unroll 1
             for (uint32_t i = 0; i < T::kNumStages; ++i) {
-                uint8_t* stage = ring + i * T::kStageBytes;
-                loader.page = reinterpret_cast<const int32_t*>(stage + T::kPagesAt)[lane & 15];
+                loader.page = loader.stage_page(ring + i * T::kStageBytes, lane);
                 __syncwarp();
                 if (i < num_tiles) fill_k(i, i * T::kStageBytes, i);
                 ptx::cp_async_commit();
@@ -257,7 +249,7 @@ struct Stage1 {
                 if (came_as_run) loader.wait_for_run(slot, 0);
                 __syncwarp();
                 const uint2 meta = *reinterpret_cast<const uint2*>(stage + T::kMetaAt);
-                loader.page = reinterpret_cast<const int32_t*>(stage + T::kPagesAt)[lane & 15];
+                loader.page = loader.stage_page(stage, lane);
                 const uint32_t misaligned = T::kGroups == Groups::k8 ? 0 : meta.y;
                 float scores[kRowTiles][4];
                 arith.score(stage, misaligned, scores);

@@ -59,16 +59,16 @@ struct Traits {
     // A stage: one tile of K and V; meta = {valid tokens, rows that start in the middle of a word, -, -}; the page indices of
     // the tile that will take the stage next.
     static constexpr int kKeysAt = 0;
-    static constexpr int kValuesAt = kTileTokens * kPitch;
-    static constexpr int kMetaAt = 2 * kTileTokens * kPitch;
+    static constexpr int kValuesAt = round_up(kTileTokens * kPitch, 128);
+    static constexpr int kMetaAt = kValuesAt + kTileTokens * kPitch;
     static constexpr int kPagesAt = kMetaAt + 16;
-    static constexpr int kStageBytes = kPagesAt + kTileTokens * 4;
+    static constexpr int kStageBytes = round_up(kPagesAt + kTileTokens * 4, 128);  // bulk copies like whole lines
 
     // Per warp: the ring, the normalized scales of one plane of one tile and their exponents, the barriers of bulk copies.
     static constexpr int kNormalAt = kNumStages * kStageBytes;
     static constexpr int kExponentsAt = kNormalAt + kTileTokens * kNormalPitch;
     static constexpr int kBarriersAt = kExponentsAt + kTileTokens * 4;  // u64 [kNumStages][K, V]
-    static constexpr int kWarpBytes = kBarriersAt + kNumStages * 16;
+    static constexpr int kWarpBytes = round_up(kBarriersAt + kNumStages * 16, 128);
 
     static constexpr int kStatesAt = kWarps * kWarpBytes;                    // float4 [kWarps][kRows]
     static constexpr int kQueryAt = kStatesAt + kWarps * kRows * 16;         // uint2 [kKSteps][kRowTiles][32]

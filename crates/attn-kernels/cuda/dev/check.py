@@ -107,6 +107,7 @@ class Cache:
         unit = torch.empty(0, dtype=dtype).element_size()
         kg, vg = dim // k_group, dim // v_group
         self.buffers = []
+        self.record_bytes = 0
 
         def codes_buffer(count):
             buffer = torch.full((count,), -128, dtype=torch.int8, device=DEV) if poison else torch.empty(count, dtype=torch.int8, device=DEV)
@@ -130,6 +131,7 @@ class Cache:
         elif layout == "native":
             record = -(-(dim + max(kg, vg) * unit) // 16) * 16
             total = num_pages * heads * 2 * page_len * record
+            self.record_bytes = record if page_len >= 16 else 0
             c = codes_buffer(total)
             s = c.view(dtype)
             if poison:  # codes 0x80; scale bytes NaN
@@ -156,7 +158,7 @@ class Cache:
         for view in self.codes + self.scales:
             out += struct.pack("<4Q", view.data_ptr(), *view.stride()[:3])
         return out + struct.pack("<3Q8I", table, starts, stride, self.num_pages, self.page_len, self.heads, self.dim,
-                                 self.k_group, self.v_group, FLOATS[self.scale][0], 0)
+                                 self.k_group, self.v_group, FLOATS[self.scale][0], self.record_bytes)
 
     def packed_scales_aligned(self):
         unit = self.scales[0].element_size()
@@ -645,7 +647,7 @@ def check_append(kernels, seconds, seed):
                     x = x * torch.exp2(torch.randn(tokens * stride, device=DEV) * 6)
                 if mode == "zeros":
                     x = torch.where(torch.rand(tokens * stride, device=DEV) < 0.9, torch.zeros_like(x), x * 1e-6)
-                x = x.to(dtype)
+                x = x.clamp(-60000, 60000).to(dtype)
             data.append(x)
         slots = rng.permutation(num_pages * page_len)[:tokens].astype(np.int64)
         slots[rng.random(tokens) < 0.05] = -1

@@ -25,8 +25,8 @@ def shared_bytes(row):
     raw = groups * (4 if row["scales"] in ("sf32", "sx") else 2)
     pitch = round_up(d + raw + (0 if packed else 4), 16)
     pitch += 16 if pitch // 16 % 2 == 0 else 0
-    stage = 32 * pitch + 16 + 64
-    warp = stages * stage + 16 * (round_up(groups * 2, 16) + 16) + 64 + 16 * stages
+    stage = round_up(round_up(16 * pitch, 128) + 16 * pitch + 16 + 64, 128)
+    warp = round_up(stages * stage + 16 * (round_up(groups * 2, 16) + 16) + 64 + 16 * stages, 128)
     query = d // 16 * tiles * 256 if (tiles * (d // 16) * 2 > 32 or tiles == 4) and mma else 0
     return 4 * warp + 4 * 8 * tiles * 16 + query
 
