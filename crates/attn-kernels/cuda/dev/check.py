@@ -1,8 +1,9 @@
 """Checks the kernels against numpy and an f64 reference on a GPU, then times them.
 
-    python3 check.py KERNELS [--append-seconds S] [--fuzz-seconds S] [--time] [--seed N] [--json FILE]
+    python3 check.py KERNELS [--append-seconds S] [--fuzz-seconds S] [--special] [--time] [--seed N] [--json FILE]
+    python3 check.py MUTANTS --mutants SECONDS
 
-KERNELS is the folder that dev/build.sh filled; instances.toml must lie beside it or in it. Needs torch and numpy.
+KERNELS is the folder that dev/build.sh filled, MUTANTS the one of dev/mutants.sh; instances.toml must lie in it or above it. Needs torch and numpy.
 """
 
 import argparse
@@ -51,13 +52,14 @@ class LaunchConfig(ctypes.Structure):
 class Kernels:
     def __init__(self, folder):
         folder = pathlib.Path(folder)
-        table = next(p for p in (folder / "instances.toml", folder.parent / "instances.toml") if p.exists())
+        table = next(p / "instances.toml" for p in (folder, *folder.absolute().parents) if (p / "instances.toml").exists())
         self.rows = tomllib.loads(table.read_text())["instance"]
         sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
         import instances
 
         self.by_symbol = {instances.symbol(row): row for row in self.rows}
         self.functions = {}
+        self.only_dim = 0
         self.modules = []
         for path in sorted(folder.glob("*.fatbin")):
             module = ctypes.c_void_p()
@@ -504,6 +506,8 @@ class Case:
 
 def run_case(kernels, seed, stats):
     case = Case(seed)
+    if kernels.only_dim and case.dim != kernels.only_dim:
+        return
     cache, table, rows, stride, q, alibi, sinks, starts, plan = case.build()
     scale = 1.0 / math.sqrt(case.dim)
     common = dict(starts=starts, row_stride=0 if starts is not None else stride, window=case.window, soft_cap=case.soft_cap,
@@ -551,7 +555,7 @@ def run_case(kernels, seed, stats):
             stats["failures"].append(f"{symbol} out {worst:.3g} lse {worst_lse:.3g} rel {rel:.2e} same {same} error {decode.error.tolist()} :: {case}")
 
 
-def fuzz(kernels, seconds, seed):
+def fuzz(kernels, seconds, seed, stop_at=40, quiet=False):
     stats = dict(cases=0, outputs=0, failures=[], by={}, rel={})
     memo = {}
 
@@ -565,9 +569,11 @@ def fuzz(kernels, seconds, seed):
 
     stats["ref"] = ref
     begin = time.time()
-    while time.time() - begin < seconds and len(stats["failures"]) < 40:
+    while time.time() - begin < seconds and len(stats["failures"]) < stop_at:
         run_case(kernels, seed, stats)
         seed += 1
+    if quiet:
+        return stats
     print(f"fuzz: {stats['cases']} launches of {len(stats['by'])} variants, {stats['outputs']} outputs, {len(stats['failures'])} failures")
     for symbol in sorted(stats["by"]):
         n, worst, worst_lse = stats["by"][symbol]
@@ -673,6 +679,8 @@ def check_append(kernels, seconds, seed):
             b.copy_(old)
         ok_slots = (slots >= 0) & (slots < num_pages * page_len)
         live = np.nonzero(ok_slots)[0]
+        if len(live) == 0:
+            continue
         for i, group in ((0, k_group), (1, v_group)):
             x = data[i].float().view(tokens, stride)[:, : heads * dim].cpu().numpy().reshape(tokens, heads, dim)
             codes, bits = quantize(x[live], group, scale)
@@ -902,13 +910,13 @@ def log_normal_lens(count, total, seed=1):
 
 def standard_cases():
     u = lambda b, n: [n] * b
-    lightllm = dict(layout="lightllm", page_len=1)
+    lightllm = dict(layout="lightllm", page_len=1, heads_per_cta=4)
     cases = [
-        ("1x1024 native p16", u(1, 1024), {}),
-        ("1x8192 native p16", u(1, 8192), {}),
-        ("8x2048 native p16", u(8, 2048), {}),
+        ("1x1024 native p16", u(1, 1024), dict(workers=16)),
+        ("1x8192 native p16", u(1, 8192), dict(workers=32)),
+        ("8x2048 native p16", u(8, 2048), dict(workers=32)),
         ("8x2048 lightllm shuffled", u(8, 2048), lightllm),
-        ("8x8192 native p16", u(8, 8192), {}),
+        ("8x8192 native p16", u(8, 8192), dict(workers=48)),
         ("8x8192 lightllm shuffled", u(8, 8192), lightllm),
         ("32x8192 native p16", u(32, 8192), {}),
         ("32x8192 lightllm shuffled", u(32, 8192), lightllm),
@@ -918,8 +926,8 @@ def standard_cases():
         ("1x131072 native p16", u(1, 131072), {}),
         ("1x131072 lightllm shuffled", u(1, 131072), lightllm),
         ("64x8192 4q/1kv native p16", u(64, 8192), dict(heads=1)),
-        ("64x8192 4q/1kv lightllm shuffled", u(64, 8192), dict(heads=1, **lightllm)),
-        ("32x8192 native page 1", u(32, 8192), dict(page_len=1)),
+        ("64x8192 4q/1kv lightllm shuffled", u(64, 8192), dict(heads=1, layout="lightllm", page_len=1)),
+        ("32x8192 native page 1", u(32, 8192), dict(page_len=1, heads_per_cta=4)),
         ("32x8192 hnd p16", u(32, 8192), dict(layout="hnd")),
         ("32x8192 group 128 hnd p16", u(32, 8192), dict(layout="hnd", k_group=128)),
         ("32x8192 group 128 native p16", u(32, 8192), dict(k_group=128)),
@@ -961,6 +969,28 @@ def bench_append(kernels, copy):
         print(f"append {tokens} tokens: {us:.1f} us, {moved / us / 1e3:.0f} GB/s of copy {copy:.0f}")
 
 
+def kill_mutants(folder, seconds, seed):
+    """folder holds one folder of kernels a mutant, named by its number; each must fail append or the fuzz of head_dim 128."""
+    alive = []
+    for path in sorted(pathlib.Path(folder).iterdir(), key=lambda p: int(p.name) if p.name.isdigit() else 0):
+        if not path.name.isdigit():
+            continue
+        kernels = Kernels(path)
+        kernels.only_dim = 128
+        number = int(path.name)
+        if number in (20, 21, 22, 25):
+            killed = not check_append(kernels, min(seconds, 3), seed)
+        else:
+            stats = fuzz(kernels, seconds, seed, stop_at=1, quiet=True)
+            killed = bool(stats["failures"])
+            print(f"mutant {number}: after {stats['cases']} launches {stats['failures'][:1]}"[:160])
+        if not killed:
+            alive.append(number)
+        print(f"mutant {number}: {'killed' if killed else 'ALIVE'}", flush=True)
+    print(f"mutants alive: {alive}")
+    return not alive
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("kernels")
@@ -968,6 +998,7 @@ def main():
     parser.add_argument("--fuzz-seconds", type=float, default=0)
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--only", default="")
+    parser.add_argument("--mutants", type=float, default=0, help="KERNELS holds mutants; seconds for each")
     parser.add_argument("--special", action="store_true")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--case", type=int)
@@ -975,6 +1006,10 @@ def main():
     args = parser.parse_args()
     torch.zeros(1, device=DEV)
     torch.manual_seed(args.seed)
+    if args.mutants:
+        ok = kill_mutants(args.kernels, args.mutants, args.seed)
+        print("OK" if ok else "FAILED")
+        sys.exit(0 if ok else 1)
     kernels = Kernels(args.kernels)
     ok = True
     if args.case is not None:
