@@ -64,6 +64,7 @@ struct TileLoader {
     uint32_t record_bytes;  // records that follow each other without a gap in a page of 16 or more; 0: none
     uint32_t pitch;         // of rows in shared memory
     uint32_t barriers;      // shared address of this warp's barriers
+    bool barriers_open;
     uint32_t run_slots;     // stages of the ring whose latest tile came as a run of records
     uint32_t phases;        // parity of each stage's barriers
     bool run;               // of the located tile
@@ -124,9 +125,7 @@ struct TileLoader {
         pitch = record_bytes != 0 ? record_bytes : T::kPitch;
         ptx::keep(record_bytes);
         ptx::keep(pitch);
-        if (record_bytes != 0 && lane < 2 * T::kNumStages) ptx::barrier_init(barriers + 8 * lane);
-        ptx::fence_before_bulk_copies();
-        __syncwarp();
+        barriers_open = false;
     }
 
     // Begins a range: `first` is the position of this lane's token in the warp's first tile.
@@ -142,10 +141,15 @@ struct TileLoader {
     }
 
     // Reads the pages of the first tiles into the stages that they will take.
-    __device__ __forceinline__ void read_first_pages(uint8_t* ring, uint32_t lane) const {
+    __device__ __forceinline__ void read_first_pages(uint8_t* ring, uint32_t lane) {
         int32_t pages[T::kNumStages];
 #pragma unroll
         for (int i = 0; i < T::kNumStages; ++i) pages[i] = read_page(position + i * tile_stride);
+        if (record_bytes != 0 && !barriers_open) {  // while the pages are on their way
+            if (lane < 2 * T::kNumStages) ptx::barrier_init(barriers + 8 * lane);
+            ptx::fence_before_bulk_copies();
+            barriers_open = true;
+        }
 #pragma unroll
         for (int i = 0; i < T::kNumStages; ++i) {
             if (lane < kTileTokens) reinterpret_cast<int32_t*>(ring + i * T::kStageBytes + T::kPagesAt)[lane] = pages[i];
