@@ -1,0 +1,1 @@
+//! Backends, selection and sessions.

@@ -1,0 +1,1 @@
+//! CUDA kernels: contract, keys and launches.

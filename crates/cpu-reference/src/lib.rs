@@ -1,0 +1,1 @@
+//! The f64 oracle and the CPU backend.

@@ -1,0 +1,250 @@
+//! Writing new K and V rows to their slots, and reading rows back.
+
+use crate::{
+    CacheLayout, CacheView, CacheViewMut, Error, FloatSlice, PlaneId, Side, StoredScale, quantize_value,
+    round_scale_up,
+};
+
+/// Widened input and one row's codes and scales, reused from row to row.
+struct Row {
+    values: Vec<f32>,
+    scales: Vec<StoredScale>,
+}
+
+impl Row {
+    fn new(layout: &CacheLayout) -> Self {
+        Self { values: vec![0.0; layout.format().head_dim() as usize], scales: Vec::new() }
+    }
+
+    /// Loads one token-head and rounds its scales; nothing is written yet.
+    fn load(
+        &mut self,
+        layout: &CacheLayout,
+        side: Side,
+        x: &FloatSlice<'_>,
+        token: usize,
+        head: u32,
+    ) -> Result<(), Error> {
+        let format = layout.format();
+        let head_dim = format.head_dim() as usize;
+        x.widen((token * format.num_kv_heads() as usize + head as usize) * head_dim, &mut self.values);
+        self.scales.clear();
+        let group_len = format.group_len(side) as usize;
+        for (group_idx, group) in self.values.chunks_exact(group_len).enumerate() {
+            // NaN loses every comparison of max, so it is looked for apart.
+            let amax = group.iter().fold(0f32, |amax, x| amax.max(x.abs()));
+            if let Some(i) = group.iter().position(|x| !x.is_finite()) {
+                let channel = (group_idx * group_len + i) as u32;
+                return Err(Error::NonFinite { side, token, head, channel });
+            }
+            let scale_type = format.scale_type();
+            let scale = round_scale_up(amax, scale_type).ok_or(Error::ScaleOverflow {
+                side,
+                token,
+                head,
+                channel: (group_idx * group_len) as u32,
+                scale: amax / 127.0,
+                scale_type,
+            })?;
+            self.scales.push(scale);
+        }
+        Ok(())
+    }
+
+    fn store(&self, layout: &CacheLayout, side: Side, codes: &mut [u8], scales: &mut [u8]) {
+        let group_len = layout.format().group_len(side) as usize;
+        let scale_type = layout.format().scale_type();
+        let groups = self.values.chunks_exact(group_len).zip(codes.chunks_exact_mut(group_len));
+        for ((values, codes), scale) in groups.zip(&self.scales) {
+            for (code, &x) in codes.iter_mut().zip(values) {
+                *code = quantize_value(x, scale.value) as u8;
+            }
+        }
+        for (bytes, scale) in scales.chunks_exact_mut(scale_type.bytes()).zip(&self.scales) {
+            scale.write(scale_type, bytes);
+        }
+    }
+}
+
+/// Checks everything that [`append()`] would refuse, and writes nothing.
+///
+/// `k` and `v` are `[slots.len(), num_kv_heads, head_dim]`. Rows whose slot is -1 are not looked at.
+pub fn check_append(
+    layout: &CacheLayout,
+    k: FloatSlice<'_>,
+    v: FloatSlice<'_>,
+    slots: &[i64],
+) -> Result<(), Error> {
+    let format = layout.format();
+    let row = format.num_kv_heads() as usize * format.head_dim() as usize;
+    let want = slots.len().saturating_mul(row);
+    for (what, got) in [("k", k.len()), ("v", v.len())] {
+        if got != want {
+            return Err(Error::Len { what, got, want });
+        }
+    }
+    if k.float_type() != v.float_type() {
+        return Err(Error::MixedTypes { k: k.float_type(), v: v.float_type() });
+    }
+    check_slots(layout, slots)?;
+    let mut scratch = Row::new(layout);
+    for (token, _) in slots.iter().enumerate().filter(|(_, slot)| **slot >= 0) {
+        for head in 0..format.num_kv_heads() {
+            scratch.load(layout, Side::K, &k, token, head)?;
+            scratch.load(layout, Side::V, &v, token, head)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_slots(layout: &CacheLayout, slots: &[i64]) -> Result<(), Error> {
+    let num_slots = layout.num_slots();
+    for (token, &slot) in slots.iter().enumerate() {
+        if slot < -1 || slot >= num_slots as i64 {
+            return Err(Error::SlotOutOfRange { token, slot, num_slots });
+        }
+    }
+    let mut taken: Vec<(i64, usize)> = slots
+        .iter()
+        .enumerate()
+        .filter(|(_, slot)| **slot >= 0)
+        .map(|(token, &slot)| (slot, token))
+        .collect();
+    taken.sort_unstable();
+    for pair in taken.windows(2) {
+        if let [(slot, first), (other, second)] = *pair
+            && slot == other
+        {
+            return Err(Error::SlotTwice { slot, first, second });
+        }
+    }
+    Ok(())
+}
+
+/// Quantizes one row into `codes` (`head_dim` bytes) and `scales`. `token` and `head` place the input row.
+///
+/// # Errors
+/// [`Error::NonFinite`] or [`Error::ScaleOverflow`], with nothing written.
+pub fn append_row(
+    layout: &CacheLayout,
+    side: Side,
+    x: FloatSlice<'_>,
+    token: usize,
+    head: u32,
+    codes: &mut [u8],
+    scales: &mut [u8],
+) -> Result<(), Error> {
+    let mut row = Row::new(layout);
+    row.load(layout, side, &x, token, head)?;
+    row.store(layout, side, codes, scales);
+    Ok(())
+}
+
+/// Quantizes `k` and `v`, `[slots.len(), num_kv_heads, head_dim]`, and writes token `i` to slot `slots[i]`; -1 skips.
+///
+/// # Errors
+/// Wrong lengths, slots out of range or named twice, non-finite input, a scale beyond its type. On any error nothing
+/// is written.
+pub fn append(
+    layout: &CacheLayout,
+    cache: &mut CacheViewMut<'_>,
+    k: FloatSlice<'_>,
+    v: FloatSlice<'_>,
+    slots: &[i64],
+) -> Result<(), Error> {
+    check_append(layout, k, v, slots)?;
+    let mut row = Row::new(layout);
+    let mut codes = vec![0u8; layout.format().head_dim() as usize];
+    let mut scales = vec![0u8; layout.format().head_dim() as usize * 4];
+    for (token, &slot) in slots.iter().enumerate().filter(|(_, slot)| **slot >= 0) {
+        for head in 0..layout.format().num_kv_heads() {
+            for (side, x) in [(Side::K, &k), (Side::V, &v)] {
+                row.load(layout, side, x, token, head)?;
+                let (code_buffer, code_range) = layout.row_bytes(PlaneId::Codes(side), slot as u64, head);
+                let (scale_buffer, scale_range) = layout.row_bytes(PlaneId::Scales(side), slot as u64, head);
+                let scale_bytes = (scale_range.end - scale_range.start) as usize;
+                let Some(scales) = scales.get_mut(..scale_bytes) else { continue };
+                row.store(layout, side, &mut codes, scales);
+                cache.bytes_mut(code_buffer, code_range).copy_from_slice(&codes);
+                cache.bytes_mut(scale_buffer, scale_range).copy_from_slice(scales);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_row(layout: &CacheLayout, slot: u64, head: u32) -> Result<(), Error> {
+    let num_slots = layout.num_slots();
+    if slot >= num_slots {
+        return Err(Error::SlotOutOfRange { token: 0, slot: slot as i64, num_slots });
+    }
+    let num_kv_heads = layout.format().num_kv_heads();
+    if head >= num_kv_heads {
+        return Err(Error::HeadOutOfRange { head, num_kv_heads });
+    }
+    Ok(())
+}
+
+/// The codes of one row, in place.
+pub fn read_codes<'a>(
+    layout: &CacheLayout,
+    cache: &CacheView<'a>,
+    side: Side,
+    slot: u64,
+    head: u32,
+) -> Result<&'a [i8], Error> {
+    check_row(layout, slot, head)?;
+    let (buffer_idx, range) = layout.row_bytes(PlaneId::Codes(side), slot, head);
+    Ok(bytemuck::cast_slice(cache.bytes(buffer_idx, range)))
+}
+
+/// The scales of one row, decoded into `scales` (`head_dim / group_len` of them).
+pub fn read_scales(
+    layout: &CacheLayout,
+    cache: &CacheView<'_>,
+    side: Side,
+    slot: u64,
+    head: u32,
+    scales: &mut [f32],
+) -> Result<(), Error> {
+    check_row(layout, slot, head)?;
+    let scale_type = layout.format().scale_type();
+    let want = layout.format().num_groups(side) as usize;
+    if scales.len() != want {
+        return Err(Error::Len { what: "scales", got: scales.len(), want });
+    }
+    let (buffer_idx, range) = layout.row_bytes(PlaneId::Scales(side), slot, head);
+    for (scale, bytes) in
+        scales.iter_mut().zip(cache.bytes(buffer_idx, range).chunks_exact(scale_type.bytes()))
+    {
+        *scale = scale_type.read(bytes).unwrap_or(f32::NAN);
+    }
+    Ok(())
+}
+
+/// Dequantizes one row into `out` (`head_dim` values): `code * scale`, rounded once to f32 (exact for f16 and bf16
+/// scales).
+pub fn dequantize_row(
+    layout: &CacheLayout,
+    cache: &CacheView<'_>,
+    side: Side,
+    slot: u64,
+    head: u32,
+    out: &mut [f32],
+) -> Result<(), Error> {
+    let want = layout.format().head_dim() as usize;
+    if out.len() != want {
+        return Err(Error::Len { what: "out", got: out.len(), want });
+    }
+    let mut scales = vec![0f32; layout.format().num_groups(side) as usize];
+    read_scales(layout, cache, side, slot, head, &mut scales)?;
+    let codes = read_codes(layout, cache, side, slot, head)?;
+    let group_len = layout.format().group_len(side) as usize;
+    let groups = out.chunks_exact_mut(group_len).zip(codes.chunks_exact(group_len));
+    for ((out, codes), &scale) in groups.zip(&scales) {
+        for (x, &code) in out.iter_mut().zip(codes) {
+            *x = f32::from(code) * scale;
+        }
+    }
+    Ok(())
+}

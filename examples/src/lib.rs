@@ -1,0 +1,1 @@
+//! Numbered lessons; see the README.

@@ -1,0 +1,1 @@
+//! Testkit of the workspace.

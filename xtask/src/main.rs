@@ -1,0 +1,3 @@
+//! Workspace commands; one file per command.
+
+fn main() {}
