@@ -1,7 +1,8 @@
 //! The contract of a backend: what it says of itself, and the object that it opens.
 
 use crate::{BackendId, Capability, Descriptor, Error, Input, Memory, Output, Refusal, Stream};
-use attn_plan::{DecodeRequest, SplitConfig, SplitPlan};
+use attn_plan::{DecodeRequest, DecodeSpec, SplitConfig, SplitPlan};
+use cpu_reference::Arithmetic;
 
 /// What a backend runs on. A trial's verdict holds for one device, driver and build.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +54,9 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
 
     /// How a step is best cut on this backend's device: a pure function of the device and the descriptor.
     fn split_config(&self, descriptor: &Descriptor) -> SplitConfig;
+
+    /// The error model of its arithmetic for a step: what its results are judged by.
+    fn arithmetic(&self, spec: &DecodeSpec, plan: &SplitPlan) -> Arithmetic;
 
     /// Where its trial should run by default.
     fn isolation(&self) -> Isolation {
