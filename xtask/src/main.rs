@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "a command line tool talks on stdout")]
 
 mod ci;
+mod demo;
 mod tidy;
 mod workspace;
 
@@ -21,6 +22,8 @@ struct Cli {
 enum Command {
     /// Run every check that a change must pass: what .ci/run does.
     Ci(ci::Args),
+    /// Decode real attention data through a session, and say what INT8 costs and saves.
+    Demo(demo::Args),
     /// Check the house rules that no compiler checks.
     Tidy(tidy::Args),
 }
@@ -28,6 +31,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Ci(args) => ci::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Tidy(args) => tidy::run(&args),
     };
     match done {
