@@ -6,7 +6,7 @@ use crate::{
 };
 use attn_plan::{DecodeRequest, DecodeSpec, SplitConfig, SplitPlan, SplitPolicy};
 use cpu_reference::{Arithmetic, Workspace};
-use kv_quant::{CacheBuffers, CacheLayout, CacheView, CacheViewMut, FloatSliceMut, PlaneId};
+use kv_quant::{CacheBuffers, CacheLayout, CacheView, CacheViewMut, FloatSliceMut, PageCopy};
 
 /// Decode on the host, in place over int8.
 #[derive(Clone, Copy, Debug, Default)]
@@ -137,11 +137,10 @@ impl Executor for CpuExecutor<'_> {
         )
     }
 
-    fn copy_pages(&mut self, copies: &[(u64, u64)]) -> Result<(), Error> {
+    fn copy_pages(&mut self, copies: &[PageCopy]) -> Result<(), Error> {
         let layout = &self.layout;
         self.cache.write(|cache| {
-            copies.iter().for_each(|&(source, destination)| copy_page(layout, cache, source, destination));
-            Ok(())
+            copies.iter().try_for_each(|copy| Ok(cache.copy_page(layout, copy.src, copy.dst)?))
         })
     }
 
@@ -155,20 +154,5 @@ impl Executor for CpuExecutor<'_> {
             cache.bytes_mut(buffer_idx, offset..offset + bytes.len() as u64).copy_from_slice(bytes);
             Ok(())
         })
-    }
-}
-
-/// Row by row, so that bytes between the rows of a strided layout stay the caller's.
-fn copy_page(layout: &CacheLayout, cache: &mut CacheViewMut<'_>, source: u64, destination: u64) {
-    let page_len = u64::from(layout.page_len());
-    for id in PlaneId::ALL {
-        for slot in 0..page_len {
-            for head in 0..layout.format().num_kv_heads() {
-                let (buffer_idx, from) = layout.row_bytes(id, source * page_len + slot, head);
-                let (_, to) = layout.row_bytes(id, destination * page_len + slot, head);
-                let buffer = cache.bytes_mut(buffer_idx, 0..from.end.max(to.end));
-                buffer.copy_within(from.start as usize..from.end as usize, to.start as usize);
-            }
-        }
     }
 }
