@@ -1,8 +1,22 @@
 //! What was really executed: every case, skip and worst error is entered here and printed at the end of the run.
 
+use proptest::test_runner::{FailurePersistence, FileFailurePersistence};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// How many cases a property runs: `KV8_CASES`, else `PROPTEST_CASES`, else `default`.
+pub fn num_cases(default: u32) -> u32 {
+    let read = |name| std::env::var(name).ok().and_then(|value| value.parse().ok());
+    read("KV8_CASES").or_else(|| read("PROPTEST_CASES")).unwrap_or(default)
+}
+
+/// Where failing seeds are kept: beside the sources, if they are on this machine.
+pub fn persistence() -> Option<Box<dyn FailurePersistence>> {
+    const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/conformance.txt");
+    let has_sources = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).is_dir();
+    has_sources.then(|| Box::new(FileFailurePersistence::Direct(FILE)) as Box<dyn FailurePersistence>)
+}
 
 /// The record of one test run. Shared by all tests of the binary.
 #[derive(Debug, Default)]

@@ -7,5 +7,13 @@
 )]
 #![forbid(unsafe_code)]
 
+pub mod case;
+pub mod compare;
+pub mod conformance;
 pub mod count;
 pub mod malformed;
+pub mod numbers;
+pub mod poison;
+pub mod problem;
+pub mod subject;
+pub mod values;

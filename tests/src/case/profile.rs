@@ -85,9 +85,10 @@ impl Profile {
     /// Halves the longest requests, then drops requests, until the case costs no more than the budget.
     pub fn fit(&self, case: &mut Case) {
         while case.cost() > self.budget {
+            let batch = case.kv_lens.len();
             match case.kv_lens.iter_mut().max() {
                 Some(longest) if *longest > 4 * self.tile_len => *longest = *longest / 2 + 1,
-                _ if case.kv_lens.len() > 1 => {
+                _ if batch > 1 => {
                     case.kv_lens.pop();
                 }
                 Some(longest) if *longest > 8 => *longest = *longest / 2 + 1,
