@@ -148,6 +148,18 @@ pub enum KeyMiss {
         /// Symbols of variants for the head dimension.
         existing: Vec<String>,
     },
+    /// A row of channels that append and dequantize cannot hold.
+    #[error("head_dim is {head_dim}; append takes multiples of 8 up to 256")]
+    RowLen {
+        /// What was asked.
+        head_dim: u32,
+    },
+    /// The cache has other groups, scales or alignment than the one that the variant was chosen for.
+    #[error("{key} was chosen for another cache")]
+    OtherCache {
+        /// The variant.
+        key: KernelKey,
+    },
     /// The table has no such variant.
     #[error("no kernel {key}; for this head_dim there are {existing:?}")]
     NoKey {
@@ -255,6 +267,33 @@ pub fn select(cache: &PagedCache, query: &KeyQuery) -> Result<&'static Instance,
     })
 }
 
+/// Whether a variant chosen before takes this cache: the same checks as [`select`], without the choice.
+///
+/// # Errors
+/// [`KeyMiss`].
+pub fn check_instance(instance: &Instance, cache: &PagedCache) -> Result<(), KeyMiss> {
+    check_cache(cache)?;
+    let key = &instance.key;
+    if key.head_dim == cache.head_dim && key.groups.take(cache) && key.scales.take(cache.scale_type) {
+        return Ok(());
+    }
+    Err(KeyMiss::OtherCache { key: *key })
+}
+
+/// Whether append and dequantize take this cache. They have one variant each and ask less than stage 1.
+///
+/// # Errors
+/// [`KeyMiss`].
+pub fn check_append(cache: &PagedCache) -> Result<(), KeyMiss> {
+    if !cache.head_dim.is_multiple_of(ROW_CHANNELS) || cache.head_dim > MAX_ROW_CHANNELS {
+        return Err(KeyMiss::RowLen { head_dim: cache.head_dim });
+    }
+    if !cache.page_len.is_power_of_two() {
+        return Err(KeyMiss::PageLen(cache.page_len));
+    }
+    check_alignment(cache, ROW_CHANNELS.into())
+}
+
 fn existing(head_dim: u32) -> Vec<String> {
     let of_head_dim = INSTANCES.iter().filter(|instance| instance.key.head_dim == head_dim);
     of_head_dim.map(|instance| instance.key.to_string()).collect()
@@ -270,7 +309,7 @@ impl Groups {
                     && [&cache.k_scales, &cache.v_scales].iter().all(|plane| {
                         let unit = scale_bytes(cache.scale_type);
                         let row_bytes = u64::from(cache.head_dim / 8) * unit;
-                        misaligned(plane, unit, row_bytes.min(16) & row_bytes.wrapping_neg()).is_none()
+                        misaligned(plane, unit, 1 << (row_bytes | 16).trailing_zeros()).is_none()
                     })
             }
             Groups::G16 => k >= 16 && v >= 16,
@@ -306,6 +345,10 @@ fn misaligned(plane: &Plane, element_bytes: u64, align: u64) -> Option<(&'static
     .find(|(_, value)| value % align != 0)
 }
 
+/// Append and dequantize hold a row in up to 32 lanes of 8 channels.
+const ROW_CHANNELS: u32 = 8;
+const MAX_ROW_CHANNELS: u32 = 256;
+
 /// Codes are copied 16 bytes at a time, and their offsets are counted in 16 bytes, in 32 bits.
 const CODE_ALIGN: u64 = 16;
 const CODE_SPAN: u64 = CODE_ALIGN << 32;
@@ -315,17 +358,7 @@ fn check_cache(cache: &PagedCache) -> Result<(), KeyMiss> {
     if !cache.page_len.is_power_of_two() {
         return Err(KeyMiss::PageLen(cache.page_len));
     }
-    let planes = [
-        ("K codes", &cache.k_codes, 1, CODE_ALIGN),
-        ("V codes", &cache.v_codes, 1, CODE_ALIGN),
-        ("K scales", &cache.k_scales, scale_bytes(cache.scale_type), scale_bytes(cache.scale_type)),
-        ("V scales", &cache.v_scales, scale_bytes(cache.scale_type), scale_bytes(cache.scale_type)),
-    ];
-    for (plane, strides, element_bytes, align) in planes {
-        if let Some((what, value)) = misaligned(strides, element_bytes, align) {
-            return Err(KeyMiss::Alignment { plane, what, value, align });
-        }
-    }
+    check_alignment(cache, CODE_ALIGN)?;
     for (plane, strides) in [("K codes", &cache.k_codes), ("V codes", &cache.v_codes)] {
         let last = |count: u32, stride: u64| u128::from(count.saturating_sub(1)) * u128::from(stride);
         let span = last(cache.num_pages, strides.page_stride)
@@ -333,6 +366,22 @@ fn check_cache(cache: &PagedCache) -> Result<(), KeyMiss> {
             + u128::from(cache.head_dim);
         if span > u128::from(CODE_SPAN) {
             return Err(KeyMiss::Span { plane, span, limit: CODE_SPAN });
+        }
+    }
+    Ok(())
+}
+
+fn check_alignment(cache: &PagedCache, code_align: u64) -> Result<(), KeyMiss> {
+    let unit = scale_bytes(cache.scale_type);
+    let planes = [
+        ("K codes", &cache.k_codes, 1, code_align),
+        ("V codes", &cache.v_codes, 1, code_align),
+        ("K scales", &cache.k_scales, unit, unit),
+        ("V scales", &cache.v_scales, unit, unit),
+    ];
+    for (plane, strides, element_bytes, align) in planes {
+        if let Some((what, value)) = misaligned(strides, element_bytes, align) {
+            return Err(KeyMiss::Alignment { plane, what, value, align });
         }
     }
     Ok(())
