@@ -11,3 +11,13 @@ pub fn root() -> PathBuf {
         _ => PathBuf::from("."),
     }
 }
+
+/// The crate that owns the kernels.
+pub fn kernels_crate() -> PathBuf {
+    root().join("crates/attn-kernels")
+}
+
+/// Where `kernels` puts the image and its manifest, and the build script of `attn-kernels` looks for them.
+pub fn kernels_output() -> PathBuf {
+    root().join("target/kernels")
+}
