@@ -1,7 +1,6 @@
 //! One layer at one group length, as an engine would run it: append, plan, decode, token by token.
 
 use super::fixture::{Fixture, Layer};
-use anyhow::Context;
 use attn_backend::{Selection, Session, SessionOptions};
 use attn_plan::{DecodeRequest, DecodeSpec, PageTable};
 use cpu_reference::oracle;
@@ -57,34 +56,32 @@ pub fn decode(
 ) -> anyhow::Result<Decoded> {
     let mut session = Session::open(selection, SessionOptions::default())?;
     let layout = session.layout().clone();
-    // Pages in falling order, so that nothing works by the accident of a contiguous cache.
-    let pages: Vec<i32> = (0..layout.num_pages() as i32).rev().collect();
-    let page_table = PageTable::padded(&pages, layout.num_pages());
-    let slots: Vec<i64> = (0..fixture.num_tokens as u32)
-        .map(|token| page_table.slot(0, token, layout.page_len()).map(|slot| slot as i64))
-        .collect::<Option<_>>()
-        .context("the page table does not hold the text")?;
+    let mut pool = PagePool::for_layout(&layout);
+    let mut append = AppendSlots::default();
+    let sequence = pool.allocate();
     let (kv_row, q_row) = (fixture.kv_row(), fixture.q_row());
     let first_step = fixture.num_tokens - fixture.num_steps;
 
     let (k_prefix, k_rest) = layer.k.split_at(first_step * kv_row);
     let (v_prefix, v_rest) = layer.v.split_at(first_step * kv_row);
-    let (prefix_slots, step_slots) = slots.split_at(first_step);
-    session.append(FloatSlice::F16(k_prefix), FloatSlice::F16(v_prefix), prefix_slots)?;
+    pool.append(sequence, first_step as u32, &mut append)?;
+    session.append(FloatSlice::F16(k_prefix), FloatSlice::F16(v_prefix), append.slots())?;
 
     let mut out = vec![0f32; layer.q.len()];
     let mut steps = Vec::new();
-    let tokens = k_rest.chunks_exact(kv_row).zip(v_rest.chunks_exact(kv_row)).zip(step_slots.chunks_exact(1));
+    let tokens = k_rest.chunks_exact(kv_row).zip(v_rest.chunks_exact(kv_row));
     let queries = layer.q.chunks_exact(q_row).zip(out.chunks_exact_mut(q_row));
-    for (step, (((k, v), slot), (q, out))) in tokens.zip(queries).enumerate() {
-        let kv_len = (first_step + step + 1) as u32;
+    for ((k, v), (q, out)) in tokens.zip(queries) {
         let start = Instant::now();
-        session.append(FloatSlice::F16(k), FloatSlice::F16(v), slot)?;
-        session.plan(&[kv_len], page_table)?;
+        pool.append(sequence, 1, &mut append)?;
+        session.append(FloatSlice::F16(k), FloatSlice::F16(v), append.slots())?;
+        let pages = pool.page_row(sequence)?;
+        session.plan(&[pool.len(sequence)?], PageTable::padded(pages, pages.len() as u64))?;
         session.decode(FloatSlice::F16(q), FloatSliceMut::F32(out), None)?;
         steps.push(start.elapsed());
         after_step();
     }
+    let pages = pool.page_row(sequence)?.to_vec();
     let mut cache = CacheBuffers::zeroed(&layout)?;
     for (buffer_idx, buffer) in cache.as_mut_vecs().iter_mut().enumerate() {
         session.read_bytes(buffer_idx, 0, buffer)?;
