@@ -1,7 +1,9 @@
 //! The contract of a backend: what it says of itself, and the object that it opens.
 
 use crate::{BackendId, Capability, Descriptor, Error, Input, Memory, Output, Refusal, Stream};
-use attn_plan::{DecodeRequest, SplitConfig, SplitPlan};
+use attn_plan::{DecodeRequest, DecodeSpec, SplitConfig, SplitPlan};
+use cpu_reference::Arithmetic;
+use kv_quant::PageCopy;
 
 /// What a backend runs on. A trial's verdict holds for one device, driver and build.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +55,9 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
 
     /// How a step is best cut on this backend's device: a pure function of the device and the descriptor.
     fn split_config(&self, descriptor: &Descriptor) -> SplitConfig;
+
+    /// The error model of its arithmetic for a step: what its results are judged by.
+    fn arithmetic(&self, spec: &DecodeSpec, plan: &SplitPlan) -> Arithmetic;
 
     /// Where its trial should run by default.
     fn isolation(&self) -> Isolation {
@@ -113,11 +118,11 @@ pub trait Executor: Send {
     /// A device that failed; errors of earlier queued work.
     fn normal_decode(&mut self, step: NormalDecode<'_>) -> Result<(), Error>;
 
-    /// Copies whole pages, codes and scales of K and V together: `(source, destination)`.
+    /// Copies whole pages, codes and scales of K and V together.
     ///
     /// # Errors
     /// A device that failed.
-    fn copy_pages(&mut self, copies: &[(u64, u64)]) -> Result<(), Error>;
+    fn copy_pages(&mut self, copies: &[PageCopy]) -> Result<(), Error>;
 
     /// Reads raw bytes of a cache buffer; waits for queued work first.
     ///

@@ -16,6 +16,7 @@ mod trial;
 mod validate;
 
 pub use backend::{Backend, Device, Executor, Isolation, NormalDecode};
+pub use backends::{CpuBackend, cpu_split_config};
 pub use capability::{Capability, Missing, Refusal};
 pub use descriptor::Descriptor;
 pub use error::{Array, Error};

@@ -2,7 +2,7 @@
 
 use crate::{BackendId, DeviceSlice, Error, Executor, Input, Memory, Output, Selection, Stream};
 use attn_plan::{DecodeRequest, DecodeSpec, PageRows, PageTable, SplitConfig, SplitPlan};
-use kv_quant::{CacheLayout, FloatSlice, FloatSliceMut};
+use kv_quant::{CacheLayout, FloatSlice, FloatSliceMut, PageCopy};
 
 /// How a session is opened.
 #[derive(Debug, Default)]
@@ -196,11 +196,11 @@ impl<'a> Session<'a> {
         crate::normal_decode::normal_decode(self.executor.as_mut(), step)
     }
 
-    /// Copies whole pages `(source, destination)`: what a fork does before it writes to a shared page.
+    /// Copies whole pages: what a fork does before it writes to a shared page.
     ///
     /// # Errors
     /// A page out of range, a page written by one copy and touched by another.
-    pub fn copy_pages(&mut self, copies: &[(u64, u64)]) -> Result<(), Error> {
+    pub fn copy_pages(&mut self, copies: &[PageCopy]) -> Result<(), Error> {
         self.executor.copy_pages(copies)
     }
 
