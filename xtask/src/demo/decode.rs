@@ -5,7 +5,8 @@ use attn_backend::{Selection, Session, SessionOptions};
 use attn_plan::{DecodeRequest, DecodeSpec, PageTable};
 use cpu_reference::oracle;
 use kv_quant::{
-    CacheBuffers, CacheFormat, CacheLayout, FloatSlice, FloatSliceMut, FloatType, LayoutKind, ScaleType,
+    AppendSlots, CacheBuffers, CacheFormat, CacheLayout, FloatSlice, FloatSliceMut, FloatType, LayoutKind,
+    PagePool, ScaleType,
 };
 use std::time::{Duration, Instant};
 
