@@ -1,0 +1,20 @@
+//! The integration tests of the workspace, in one binary that can be carried to a machine with no Rust.
+
+mod conformance;
+mod malformed;
+
+use attn_tests::count::Ledger;
+use libtest_mimic::{Arguments, Trial};
+use std::sync::Arc;
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let ledger = Arc::new(Ledger::default());
+    let mut trials: Vec<Trial> = Vec::new();
+    trials.extend(conformance::trials(&ledger));
+    trials.extend(malformed::trials());
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    // This harness captures nothing, so the counts show in a plain `cargo test`.
+    print!("{}", ledger.report());
+    conclusion.exit();
+}
