@@ -35,9 +35,9 @@ fn main() -> anyhow::Result<()> {
     // Each gets a first token of its own. The pool says which pages to copy first, and where the tokens go.
     let batch = answers.map(|answer| (answer, 1));
     pool.append_batch(&batch, &mut append)?;
-    let copies: Vec<(u64, u64)> = append.copies().iter().map(|c| (c.src, c.dst)).collect();
-    println!("pages to copy before the write: {copies:?}; new slots: {:?}", append.slots());
-    session.copy_pages(&copies)?;
+    println!("pages to copy before the write: {:?}", append.copies());
+    println!("slots of the new tokens: {:?}", append.slots());
+    session.copy_pages(append.copies())?;
     let k = tokens(3, 0.7);
     session.append(FloatSlice::F32(&k), FloatSlice::F32(&k), append.slots())?;
     println!("4 sequences of about 100 tokens in {} bytes; one alone took {one}", pool.bytes_used());

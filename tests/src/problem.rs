@@ -59,11 +59,7 @@ impl Step {
             Some(stride) => PageRows::Stride(stride),
             None => PageRows::Starts(&self.row_starts),
         };
-        DecodeRequest {
-            spec,
-            kv_lens: &self.kv_lens,
-            page_table: PageTable { pages: &self.pages, rows },
-        }
+        DecodeRequest { spec, kv_lens: &self.kv_lens, page_table: PageTable { pages: &self.pages, rows } }
     }
 
     /// A step of some of the requests, in any order, also repeated.
@@ -271,7 +267,8 @@ fn tokens(
 ) -> Tokens {
     let head_dim = case.head_dim as usize;
     let row = case.num_kv_heads as usize * head_dim;
-    let mut slots: Vec<i64> = (0..owners.len() as i64).filter(|&slot| owners[slot as usize].is_some()).collect();
+    let mut slots: Vec<i64> =
+        (0..owners.len() as i64).filter(|&slot| owners[slot as usize].is_some()).collect();
     slots.extend((0..1 + slots.len() / 16).map(|_| -1));
     numbers.shuffle(&mut slots);
     let loud = [numbers.below(head_dim), numbers.below(head_dim)];
@@ -350,7 +347,8 @@ fn write_raw(layout: &CacheLayout, image: &mut CacheBuffers, owners: &Owners, nu
                 match id {
                     PlaneId::Codes(_) => row.iter_mut().for_each(|x| *x = numbers.bits() as u8),
                     PlaneId::Scales(side) => {
-                        row.chunks_exact_mut(scale_type.bytes()).for_each(|x| raw_scale(x, scale_type, side, numbers));
+                        row.chunks_exact_mut(scale_type.bytes())
+                            .for_each(|x| raw_scale(x, scale_type, side, numbers));
                     }
                 }
             }

@@ -5,8 +5,8 @@ use crate::count::Ledger;
 use crate::problem::{Step, Tokens};
 use crate::values::Guarded;
 use attn_backend::{
-    Backend, Capability, Descriptor, Executor, FormatKey, Input, NormalDecode, Operation, OperationKey, Output,
-    Refusal, Registry, SelectOptions, Session, SessionOptions, TrialMode,
+    Backend, Capability, Descriptor, Executor, FormatKey, Input, NormalDecode, Operation, OperationKey,
+    Output, Refusal, Registry, SelectOptions, Session, SessionOptions, TrialMode,
 };
 use attn_plan::{DecodeSpec, SplitConfig, SplitPlan};
 use kv_quant::{CacheBuffers, CacheLayout, FloatSlice, FloatType, PageCopy};

@@ -137,9 +137,12 @@ impl Guarded {
 
     /// The array, or which guard was written.
     pub fn into_values(self) -> Result<Values, String> {
-        let hit = (0..GUARD).chain(GUARD + self.len..self.len + 2 * GUARD).find(|&i| !self.values.is_untouched(i));
+        let hit =
+            (0..GUARD).chain(GUARD + self.len..self.len + 2 * GUARD).find(|&i| !self.values.is_untouched(i));
         match hit {
-            Some(i) => Err(format!("element {} of an array of {} was written", i as i64 - GUARD as i64, self.len)),
+            Some(i) => {
+                Err(format!("element {} of an array of {} was written", i as i64 - GUARD as i64, self.len))
+            }
             None => Ok(self.values.part(GUARD..GUARD + self.len)),
         }
     }

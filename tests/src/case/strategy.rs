@@ -41,7 +41,9 @@ fn data() -> impl Strategy<Value = Data> {
 
 fn policy(offered: bool, tile_len: u32) -> BoxedStrategy<SplitPolicy> {
     let invariant = (1u32..5).prop_map(move |n| SplitPolicy::BatchInvariant { split_len: n * tile_len });
-    if offered { prop_oneof![Just(SplitPolicy::Throughput), invariant].boxed() } else {
+    if offered {
+        prop_oneof![Just(SplitPolicy::Throughput), invariant].boxed()
+    } else {
         Just(SplitPolicy::Throughput).boxed()
     }
 }

@@ -27,7 +27,8 @@ fn custom(change: impl FnOnce(&mut [Plane; 4])) -> Seen {
 }
 
 fn view(bench: &Bench, change: impl FnOnce(&mut Vec<Vec<u8>>)) -> Seen {
-    let mut buffers: Vec<Vec<u8>> = bench.layout.buffer_bytes().iter().map(|&n| vec![0; n as usize]).collect();
+    let mut buffers: Vec<Vec<u8>> =
+        bench.layout.buffer_bytes().iter().map(|&n| vec![0; n as usize]).collect();
     change(&mut buffers);
     let read: Vec<&[u8]> = buffers.iter().map(Vec::as_slice).collect();
     let seen: Seen = CacheView::new(&bench.layout, &read).into();

@@ -2,7 +2,7 @@
 
 use super::fixture::{Fixture, Layer};
 use attn_backend::{Selection, Session, SessionOptions};
-use attn_plan::{DecodeRequest, DecodeSpec, PageTable};
+use attn_plan::{DecodeRequest, DecodeSpec, PageTable, SplitPlan};
 use cpu_reference::oracle;
 use kv_quant::{
     AppendSlots, CacheBuffers, CacheFormat, CacheLayout, FloatSlice, FloatSliceMut, FloatType, LayoutKind,
@@ -44,6 +44,8 @@ pub struct Decoded {
     pub cache: CacheBuffers,
     /// Its page table.
     pub pages: Vec<i32>,
+    /// How the last step, the longest, was cut.
+    pub plan: SplitPlan,
     /// Append, plan and decode of each step.
     pub steps: Vec<Duration>,
 }
@@ -87,7 +89,7 @@ pub fn decode(
     for (buffer_idx, buffer) in cache.as_mut_vecs().iter_mut().enumerate() {
         session.read_bytes(buffer_idx, 0, buffer)?;
     }
-    Ok(Decoded { out, cache, pages, steps })
+    Ok(Decoded { out, cache, pages, plan: session.split_plan().clone(), steps })
 }
 
 /// All positions at once, as the oracle sees them: row `i` of one request of `num_steps` new tokens sees what step `i`
@@ -137,4 +139,20 @@ pub fn worst_head(fixture: &Fixture, got: &[f64], want: &[f64]) -> (u32, f64) {
     }
     let errors = sums.iter().map(|(difference, norm)| (difference / norm).sqrt());
     (0u32..).zip(errors).fold((0, 0.0), |worst, head| if head.1 > worst.1 { head } else { worst })
+}
+
+/// The largest error of an output element as a share of what the backend's arithmetic allows; above 1 it is wrong.
+pub fn share_of_bound(
+    fixture: &Fixture,
+    selection: &Selection,
+    decoded: &Decoded,
+    want: &oracle::OracleOutput,
+) -> f64 {
+    let bound = want.bound(&selection.chosen().arithmetic(&spec(fixture), &decoded.plan));
+    let errors = decoded.out.iter().zip(&want.out).map(|(&got, want)| (f64::from(got) - want).abs());
+    // NaN would lose every comparison.
+    errors
+        .zip(bound)
+        .map(|(error, bound)| if error <= bound { error / bound } else { f64::INFINITY })
+        .fold(0.0, f64::max)
 }

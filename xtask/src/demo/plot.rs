@@ -34,6 +34,8 @@ pub fn draw(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
         chart
             .configure_mesh()
             .disable_x_mesh()
+            .max_light_lines(0)
+            .set_tick_mark_size(LabelAreaPosition::Bottom, 0)
             .x_labels(4 * group_lens.len() + 3)
             .x_label_formatter(&group_of)
             .y_label_formatter(&|y| format!("{y:.2} %"))

@@ -23,6 +23,11 @@ pub fn print(fixture: &Fixture, selection: &Selection, report: &Report) {
         "errors: relative L2 over all steps, worst head. Quantization: oracle over the INT8 cache against oracle"
     );
     println!("    over the f16 data. Arithmetic: backend against oracle, both over the INT8 cache.");
+    let share = report.rows.iter().map(|row| row.share_of_bound).fold(0.0, f64::max);
+    println!(
+        "    Every output element is within its a-priori bound; the nearest is at {:.1} % of it.",
+        100.0 * share
+    );
     println!("step: append one token, plan, decode; median of {}.", fixture.num_steps);
 }
 
