@@ -15,7 +15,8 @@ pub fn draw(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
     let group_lens = distinct(rows.iter().map(|row| row.group_len));
     let layers = distinct(rows.iter().map(|row| row.layer));
     let top = rows.iter().map(|row| 100.0 * row.quantization_error).fold(0.0, f64::max) * 1.15;
-    let last = group_lens.len().saturating_sub(1) as f64;
+    let last = group_lens.len().saturating_sub(1) as i32;
+    // Group lengths stand at equal distances of 5, a step at which plotters sets ticks.
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
@@ -25,18 +26,16 @@ pub fn draw(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
             .caption("Quantization error of the attention output", ("sans-serif", 22))
             .x_label_area_size(48)
             .y_label_area_size(64)
-            .build_cartesian_2d(-0.25..last + 0.25, 0.0..top)?;
-        let group_of = |x: &f64| {
-            let nearest = x.round();
-            let group_len = group_lens.get(nearest.max(0.0) as usize);
-            group_len.filter(|_| (x - nearest).abs() < 1e-6).map_or(String::new(), u32::to_string)
+            .build_cartesian_2d(-1..5 * last + 1, 0.0..top)?;
+        let group_of = |x: &i32| {
+            let group_len = group_lens.get(*x as usize / 5).filter(|_| x % 5 == 0);
+            group_len.map_or(String::new(), u32::to_string)
         };
         chart
             .configure_mesh()
             .disable_x_mesh()
             .max_light_lines(0)
-            .set_tick_mark_size(LabelAreaPosition::Bottom, 0)
-            .x_labels(4 * group_lens.len() + 3)
+            .x_labels(group_lens.len())
             .x_label_formatter(&group_of)
             .y_label_formatter(&|y| format!("{y:.2} %"))
             .x_desc("channels that share a scale")
@@ -44,12 +43,12 @@ pub fn draw(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
             .label_style(("sans-serif", 15))
             .draw()?;
         for (&layer, &color) in layers.iter().zip(COLORS.iter().cycle()) {
-            let points: Vec<(f64, f64)> = rows
+            let points: Vec<(i32, f64)> = rows
                 .iter()
                 .filter(|row| row.layer == layer)
                 .filter_map(|row| {
                     let x = group_lens.iter().position(|&group_len| group_len == row.group_len)?;
-                    Some((x as f64, 100.0 * row.quantization_error))
+                    Some((5 * x as i32, 100.0 * row.quantization_error))
                 })
                 .collect();
             chart.draw_series(points.iter().map(|&point| Circle::new(point, 4, color.filled())))?;
