@@ -27,7 +27,7 @@ impl std::fmt::Display for Device {
 }
 
 /// Where a trial of a backend should run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub enum Isolation {
     /// A thread: catches panics, wrong numbers and hangs (a hung thread stays behind).

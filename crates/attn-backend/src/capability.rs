@@ -95,6 +95,7 @@ impl Capability {
         one_of(&mut missing, "scale type", &format.scale_type(), &self.scale_types);
         one_of(&mut missing, "layout", &layout.kind(), &self.layouts);
         within(&mut missing, "page_len", layout.page_len(), &self.page_lens);
+        one_of(&mut missing, "cache memory", &descriptor.memory, &self.memory);
         for spec in descriptor.specs() {
             self.missing_in_spec(spec, &mut missing);
         }

@@ -4,7 +4,7 @@ use crate::{MemoryKind, Refusal};
 use kv_quant::FloatType;
 
 /// Which array of a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub enum Array {
     /// Queries, `[batch, q_len, num_q_heads, head_dim]`.

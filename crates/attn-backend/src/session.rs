@@ -60,12 +60,20 @@ impl<'a> Session<'a> {
     /// # Errors
     /// Memory that the backend cannot use or that is too short, a wrong split, out of memory, a device that failed.
     pub fn open(selection: &Selection, options: SessionOptions<'a>) -> Result<Self, Error> {
-        let descriptor = selection.descriptor();
-        let split = options.split.unwrap_or_else(|| selection.chosen().split_config(descriptor));
+        Self::on(selection.chosen().as_ref(), selection.descriptor(), options)
+    }
+
+    /// Opens a backend that nobody has tried yet.
+    pub(crate) fn on(
+        backend: &dyn crate::Backend,
+        descriptor: &crate::Descriptor,
+        options: SessionOptions<'a>,
+    ) -> Result<Self, Error> {
+        let split = options.split.unwrap_or_else(|| backend.split_config(descriptor));
         split.check()?;
-        let executor = selection.chosen().open(descriptor, options.memory, options.stream)?;
+        let executor = backend.open(descriptor, options.memory, options.stream)?;
         Ok(Self {
-            backend: selection.backend.clone(),
+            backend: backend.id(),
             layout: descriptor.layout.clone(),
             specs: descriptor.specs().cloned().collect(),
             current: 0,
@@ -87,6 +95,22 @@ impl<'a> Session<'a> {
     /// The cache's layout.
     pub fn layout(&self) -> &CacheLayout {
         &self.layout
+    }
+
+    /// How steps are cut.
+    pub fn split(&self) -> &SplitConfig {
+        &self.split
+    }
+
+    /// Cuts further steps otherwise. A plan made before is dropped.
+    ///
+    /// # Errors
+    /// Numbers that no plan can follow; the old ones stay.
+    pub fn set_split(&mut self, split: SplitConfig) -> Result<(), Error> {
+        split.check()?;
+        self.is_planned = false;
+        self.split = split;
+        Ok(())
     }
 
     /// The latest plan.
