@@ -4,6 +4,9 @@
 
 mod ci;
 mod demo;
+mod kernels;
+#[path = "../../crates/attn-kernels/build/source_hash.rs"]
+mod source_hash;
 mod tidy;
 mod workspace;
 
@@ -20,11 +23,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run every check that a change must pass: what .ci/run does.
+    /// Run every check that a change must pass: what .ci/run does
     Ci(ci::Args),
-    /// Decode real attention data through a session, and say what INT8 costs and saves.
+    /// Decode real attention data through a session, and say what INT8 costs and saves
     Demo(demo::Args),
-    /// Check the house rules that no compiler checks.
+    /// Build the CUDA kernels into target/kernels (needs no GPU; finds or installs nvcc)
+    Kernels(kernels::Args),
+    /// Check the house rules that no compiler checks
     Tidy(tidy::Args),
 }
 
@@ -32,6 +37,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Ci(args) => ci::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
         Command::Tidy(args) => tidy::run(&args),
     };
     match done {

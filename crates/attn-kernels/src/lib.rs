@@ -16,6 +16,7 @@
 
 pub mod abi;
 pub mod image;
+mod instances;
 pub mod key;
 pub mod probe;
 

@@ -46,7 +46,7 @@ fn a_missing_image_names_the_command() {
     use attn_kernels::image::embedded;
 
     match embedded() {
-        Ok(image) => assert!(!image.fatbin.is_empty() && image.manifest.contains("source_hash")),
+        Ok(image) => assert!(!image.units.is_empty() && image.manifest.contains("source_hash")),
         Err(error) => assert!(error.to_string().contains("cargo xtask kernels"), "{error}"),
     }
 }

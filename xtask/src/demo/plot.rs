@@ -35,7 +35,7 @@ pub fn draw(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
             .configure_mesh()
             .disable_x_mesh()
             .max_light_lines(0)
-            .x_labels(group_lens.len())
+            .x_labels(group_lens.len().max(3))
             .x_label_formatter(&group_of)
             .y_label_formatter(&|y| format!("{y:.2} %"))
             .x_desc("channels that share a scale")

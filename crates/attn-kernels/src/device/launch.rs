@@ -12,8 +12,8 @@ use super::stream::Stream;
 pub struct LaunchShape {
     /// Blocks along x, y and z.
     pub grid: [u32; 3],
-    /// Threads of a block, along x.
-    pub block_threads: u32,
+    /// Threads of a block along x and y.
+    pub block: [u32; 2],
     /// Dynamic shared memory of a block, in bytes.
     pub shared_bytes: u32,
 }
@@ -52,8 +52,8 @@ impl Kernel {
                 grid_x,
                 grid_y,
                 grid_z,
-                shape.block_threads,
-                1,
+                shape.block[0],
+                shape.block[1],
                 1,
                 shape.shared_bytes,
                 stream.handle(),
@@ -73,11 +73,9 @@ impl Kernel {
                 "grid {x} x {y} x {z}; at most {MAX_GRID_X} x {MAX_GRID_YZ} x {MAX_GRID_YZ}, none 0"
             ));
         }
-        if shape.block_threads == 0 || shape.block_threads > facts.max_block_threads {
-            return refuse(format!(
-                "{} threads a block; at most {}",
-                shape.block_threads, facts.max_block_threads
-            ));
+        let threads = u64::from(shape.block[0]) * u64::from(shape.block[1]);
+        if threads == 0 || threads > u64::from(facts.max_block_threads) {
+            return refuse(format!("{threads} threads a block; at most {}", facts.max_block_threads));
         }
         if shape.shared_bytes > facts.max_dynamic_shared_bytes {
             return refuse(format!(
