@@ -40,6 +40,8 @@ const STEPS: &[Step] = &[
     step("example-03", "cargo run --quiet -p attn-examples --example 03_inspect_a_plan"),
     step("example-04", "cargo run --quiet -p attn-examples --example 04_select_a_backend"),
     step("example-05", "cargo run --quiet -p attn-examples --example 05_share_a_prefix"),
+    // Needs no GPU; says so before it installs nvcc into a cache folder.
+    step("kernels", "cargo xtask kernels"),
     // Fails if any output element is beyond the bound of the backend's arithmetic.
     step("demo", "cargo xtask demo --json"),
 ];

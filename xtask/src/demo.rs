@@ -16,6 +16,7 @@ use fixture::{Fixture, Layer};
 use indicatif::{ProgressBar, ProgressStyle};
 use kv_quant::LayoutKind;
 use serde::Serialize;
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -139,16 +140,20 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .iter()
         .map(|(backend, reason)| Refused { backend: backend.to_string(), reason: reason.to_string() });
     let report = Report { backend: first.backend.to_string(), refused: refused.collect(), rows };
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        table::print(&fixture, first, &report);
-    }
     if let Some(path) = &args.plot {
         plot::draw(path, &report.rows)?;
         eprintln!("drew {}", path.display());
     }
-    Ok(())
+    let text = if args.json {
+        serde_json::to_string_pretty(&report)? + "\n"
+    } else {
+        table::render(&fixture, first, &report)
+    };
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads (`| head`) has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        done => Ok(done?),
+    }
 }
 
 fn measure(

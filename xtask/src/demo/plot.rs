@@ -3,6 +3,7 @@
 use super::Row;
 use anyhow::Context;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 use std::path::Path;
 
 const SIZE: (u32, u32) = (760, 480);
@@ -15,8 +16,7 @@ pub fn draw(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
     let group_lens = distinct(rows.iter().map(|row| row.group_len));
     let layers = distinct(rows.iter().map(|row| row.layer));
     let top = rows.iter().map(|row| 100.0 * row.quantization_error).fold(0.0, f64::max) * 1.15;
-    let last = group_lens.len().saturating_sub(1) as i32;
-    // Group lengths stand at equal distances of 5, a step at which plotters sets ticks.
+    let last = group_lens.len().saturating_sub(1) as f64;
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
@@ -25,30 +25,33 @@ pub fn draw(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
             .margin(18)
             .caption("Quantization error of the attention output", ("sans-serif", 22))
             .x_label_area_size(48)
-            .y_label_area_size(64)
-            .build_cartesian_2d(-1..5 * last + 1, 0.0..top)?;
-        let group_of = |x: &i32| {
-            let group_len = group_lens.get(*x as usize / 5).filter(|_| x % 5 == 0);
-            group_len.map_or(String::new(), u32::to_string)
-        };
+            .y_label_area_size(80)
+            .build_cartesian_2d(-0.25..last + 0.25, 0.0..top)?;
         chart
             .configure_mesh()
             .disable_x_mesh()
             .max_light_lines(0)
-            .x_labels(group_lens.len().max(3))
-            .x_label_formatter(&group_of)
+            .set_tick_mark_size(LabelAreaPosition::Bottom, 0)
+            .x_label_formatter(&|_| String::new())
             .y_label_formatter(&|y| format!("{y:.2} %"))
             .x_desc("channels that share a scale")
             .y_desc("relative L2, worst head")
             .label_style(("sans-serif", 15))
             .draw()?;
+        // Group lengths stand at equal distances, each with a label of its own: no ticks between them.
+        let below =
+            ("sans-serif", 15).into_font().into_text_style(&area).pos(Pos::new(HPos::Center, VPos::Top));
+        for (x, group_len) in group_lens.iter().enumerate() {
+            let (x, y) = chart.backend_coord(&(x as f64, 0.0));
+            area.draw(&Text::new(group_len.to_string(), (x, y + 8), below.clone()))?;
+        }
         for (&layer, &color) in layers.iter().zip(COLORS.iter().cycle()) {
-            let points: Vec<(i32, f64)> = rows
+            let points: Vec<(f64, f64)> = rows
                 .iter()
                 .filter(|row| row.layer == layer)
                 .filter_map(|row| {
                     let x = group_lens.iter().position(|&group_len| group_len == row.group_len)?;
-                    Some((5 * x as i32, 100.0 * row.quantization_error))
+                    Some((x as f64, 100.0 * row.quantization_error))
                 })
                 .collect();
             chart.draw_series(points.iter().map(|&point| Circle::new(point, 4, color.filled())))?;
