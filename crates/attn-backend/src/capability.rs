@@ -40,6 +40,8 @@ pub struct Capability {
     pub batch_invariant: bool,
     /// Where the cache may lie.
     pub memory: Vec<MemoryKind>,
+    /// Whether q, k, v, out and lse may lie on its device.
+    pub device_arrays: bool,
 }
 
 impl Capability {
@@ -68,6 +70,7 @@ impl Capability {
             lse: true,
             batch_invariant: true,
             memory: vec![MemoryKind::Owned],
+            device_arrays: false,
         }
     }
 
