@@ -22,6 +22,7 @@ pub fn persistence() -> Option<Box<dyn FailurePersistence>> {
 #[derive(Debug, Default)]
 pub struct Ledger {
     subjects: Mutex<BTreeMap<String, Account>>,
+    totals: Mutex<BTreeMap<String, u64>>,
 }
 
 /// What one backend (or one crate) was put through.
@@ -55,6 +56,12 @@ impl Ledger {
                 account.executed.insert(suite.to_owned(), count);
             }
         });
+    }
+
+    /// Adds to a count that is no case of a backend: elements compared, broken backends found.
+    pub fn tally(&self, what: &str, count: u64) {
+        let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        *totals.entry(what.to_owned()).or_default() += count;
     }
 
     /// Enters a case that was not executed, with the reason.
@@ -92,10 +99,16 @@ impl Ledger {
             // Writing to a String cannot fail.
             let _ = account.write(subject, &mut text);
         }
+        for (what, count) in self.totals.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let _ = writeln!(text, "{what}: {count}");
+        }
         let _ = writeln!(text, "property and conformance cases executed in all: {total}");
         text
     }
 }
+
+/// Axes with more values than this are summed up.
+const MOST_VALUES: usize = 28;
 
 impl Account {
     fn write(&self, subject: &str, text: &mut String) -> std::fmt::Result {
@@ -116,6 +129,12 @@ impl Account {
         for (axis, values) in &self.coverage {
             let mut values: Vec<(&String, &u64)> = values.iter().collect();
             values.sort_by_key(|(value, _)| (value.len(), *value));
+            if let Some((rarest, fewest)) = values.iter().min_by_key(|(_, n)| *n)
+                && values.len() > MOST_VALUES
+            {
+                writeln!(text, "    {axis:<9} {} values, the rarest {rarest}:{fewest}", values.len())?;
+                continue;
+            }
             let values: Vec<String> = values.iter().map(|(value, n)| format!("{value}:{n}")).collect();
             writeln!(text, "    {axis:<9} {}", values.join(" "))?;
         }

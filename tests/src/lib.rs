@@ -12,6 +12,7 @@ pub mod compare;
 pub mod conformance;
 pub mod count;
 pub mod malformed;
+pub mod mutant;
 pub mod numbers;
 pub mod poison;
 pub mod problem;

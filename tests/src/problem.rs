@@ -126,10 +126,39 @@ impl Problem {
         Self { case: case.clone(), layout, spec, dead, image, tokens, step }
     }
 
+    /// The same data in other pages.
+    pub fn relocate(&self, seed: u64) -> Self {
+        let (layout, page_len) = (&self.layout, u64::from(self.layout.page_len()));
+        let mut places: Vec<u64> = (0..layout.num_pages()).collect();
+        Numbers::new(seed, 4).shuffle(&mut places);
+        let mut moved = self.clone();
+        for (slot, id, head) in rows_of(layout) {
+            let to = places[(slot / page_len) as usize] * page_len + slot % page_len;
+            let (buffer_idx, from) = layout.row_bytes(id, slot, head);
+            let (_, to) = layout.row_bytes(id, to, head);
+            let bytes = self.image.view().bytes(buffer_idx, from).to_vec();
+            moved.image.view_mut().bytes_mut(buffer_idx, to).copy_from_slice(&bytes);
+        }
+        for page in &mut moved.step.pages {
+            if let Some(place) = usize::try_from(*page).ok().and_then(|page| places.get(page)) {
+                *page = *place as i32;
+            }
+        }
+        moved
+    }
+
     /// The request.
     pub fn request(&self) -> DecodeRequest<'_> {
         self.step.request(&self.spec)
     }
+}
+
+/// Every row of a cache.
+fn rows_of(layout: &CacheLayout) -> impl Iterator<Item = (u64, PlaneId, u32)> {
+    let heads = layout.format().num_kv_heads();
+    (0..layout.num_slots()).flat_map(move |slot| {
+        PlaneId::ALL.into_iter().flat_map(move |id| (0..heads).map(move |head| (slot, id, head)))
+    })
 }
 
 fn spec(case: &Case, numbers: &mut Numbers) -> DecodeSpec {
@@ -143,6 +172,9 @@ fn spec(case: &Case, numbers: &mut Numbers) -> DecodeSpec {
         })
         .collect();
     let sinks: Vec<f32> = (0..heads).map(|_| numbers.normal() * numbers.pick(&[1.0, 5.0, 30.0])).collect();
+    if let Data::EqualLogits(logit) = case.data {
+        spec.softmax_scale = logit / case.head_dim as f32;
+    }
     spec.alibi_slopes = case.alibi.then_some(slopes);
     spec.sinks = case.sinks.then_some(sinks);
     spec
@@ -245,7 +277,12 @@ fn table(
 fn queries(case: &Case, spec: &DecodeSpec, directions: &Directions, numbers: &mut Numbers) -> Values {
     let head_dim = case.head_dim as usize;
     let mut q = numbers.normals(spec.q_elements(case.kv_lens.len()));
-    if let Data::Needle(_) = case.data {
+    match case.data {
+        Data::Mean => q.fill(0.0),
+        Data::EqualLogits(_) => q.fill(1.0),
+        _ => {}
+    }
+    if let Data::Needle(_) | Data::NeedleAt(_) | Data::OneHot(_) = case.data {
         for (row, q) in q.chunks_exact_mut(head_dim).enumerate() {
             let kv_head = row % case.num_q_heads() as usize / case.gqa_group as usize;
             for (q, along) in q.iter_mut().zip(&directions.0[kv_head]) {
@@ -254,6 +291,16 @@ fn queries(case: &Case, spec: &DecodeSpec, directions: &Directions, numbers: &mu
         }
     }
     Values::from_f32(case.q_type, &q)
+}
+
+/// The needle's token within the visible range.
+fn needle_at(data: Data, visible: std::ops::Range<u32>) -> u32 {
+    let last = (visible.end - visible.start).saturating_sub(1) as f32;
+    match data {
+        Data::NeedleAt(token) => token,
+        Data::Needle(share) => visible.start + (share * last).round() as u32,
+        _ => u32::MAX,
+    }
 }
 
 /// K and V of every live slot, in random order, with skipped tokens between.
@@ -292,16 +339,30 @@ fn tokens(
             Data::Outliers(gain) => {
                 new_k.chunks_exact_mut(head_dim).for_each(|k| loud.iter().for_each(|&c| k[c] *= gain));
             }
-            Data::Needle(share) => {
-                let visible = spec.visible_any(step.kv_lens[request]);
-                let last = (visible.end - visible.start).saturating_sub(1) as f32;
-                let is_needle = token == visible.start + (share * last).round() as u32;
+            Data::Needle(_) | Data::NeedleAt(_) => {
+                let is_needle = token == needle_at(case.data, spec.visible_any(step.kv_lens[request]));
                 let length = if is_needle { Directions::needle(case) } else { 0.0 };
                 for (k, along) in new_k.iter_mut().zip(directions.0.iter().flatten()) {
                     *k = 0.1 * *k + length * along;
                 }
             }
-            Data::Raw => {}
+            Data::OneHot(at) => {
+                let length = if token == at { 16.0 * Directions::needle(case) } else { 0.0 };
+                new_k
+                    .iter_mut()
+                    .zip(directions.0.iter().flatten())
+                    .for_each(|(k, along)| *k = length * along);
+            }
+            Data::EqualLogits(_) => new_k.fill(1.0),
+            Data::Ones => new_v.fill(127.0),
+            Data::Mean | Data::Raw => {}
+        }
+        if let Data::Mean | Data::OneHot(_) | Data::EqualLogits(_) = case.data {
+            // 127 in every group makes its scale 1, so that every integer is stored as it is.
+            let integer = |i: usize, x: f32| if i.is_multiple_of(8) { 127.0 } else { (20.0 * x).round() };
+            new_v.chunks_exact_mut(head_dim).for_each(|v| {
+                v.iter_mut().enumerate().for_each(|(i, x)| *x = integer(i, *x).clamp(-127.0, 127.0));
+            });
         }
         k.extend(new_k);
         v.extend(new_v);
@@ -318,7 +379,9 @@ fn plant_decoys(
     owners: &Owners,
     dead: &mut CacheBuffers,
 ) {
-    if !matches!(case.data, Data::Needle(_)) || case.seed.is_multiple_of(3) {
+    if !matches!(case.data, Data::Needle(_) | Data::NeedleAt(_) | Data::OneHot(_))
+        || case.seed.is_multiple_of(3)
+    {
         return;
     }
     let length = 2.0 * Directions::needle(case);
@@ -339,18 +402,14 @@ fn plant_decoys(
 
 fn write_raw(layout: &CacheLayout, image: &mut CacheBuffers, owners: &Owners, numbers: &mut Numbers) {
     let scale_type = layout.format().scale_type();
-    for slot in (0..owners.len()).filter(|&slot| owners[slot].is_some()) {
-        for id in PlaneId::ALL {
-            for head in 0..layout.format().num_kv_heads() {
-                let (buffer_idx, range) = layout.row_bytes(id, slot as u64, head);
-                let row = &mut image.as_mut_vecs()[buffer_idx][range.start as usize..range.end as usize];
-                match id {
-                    PlaneId::Codes(_) => row.iter_mut().for_each(|x| *x = numbers.bits() as u8),
-                    PlaneId::Scales(side) => {
-                        row.chunks_exact_mut(scale_type.bytes())
-                            .for_each(|x| raw_scale(x, scale_type, side, numbers));
-                    }
-                }
+    for (slot, id, head) in rows_of(layout).filter(|(slot, ..)| owners[*slot as usize].is_some()) {
+        let (buffer_idx, range) = layout.row_bytes(id, slot, head);
+        let row = &mut image.as_mut_vecs()[buffer_idx][range.start as usize..range.end as usize];
+        match id {
+            PlaneId::Codes(_) => row.iter_mut().for_each(|x| *x = numbers.bits() as u8),
+            PlaneId::Scales(side) => {
+                let scales = row.chunks_exact_mut(scale_type.bytes());
+                scales.for_each(|x| raw_scale(x, scale_type, side, numbers));
             }
         }
     }

@@ -4,7 +4,7 @@
 mod profile;
 mod strategy;
 
-use attn_plan::{DecodeSpec, SplitConfig};
+use attn_plan::{DecodeSpec, SplitConfig, SplitPolicy};
 use kv_quant::{CacheFormat, CacheLayout, FloatType, LayoutKind, Plane, ScaleType, Side};
 
 pub use profile::Profile;
@@ -19,6 +19,16 @@ pub enum Data {
     Outliers(f32),
     /// All keys alike in direction, so that the query finds one token: the one at this share of the visible range.
     Needle(f32),
+    /// As `Needle`, at this token.
+    NeedleAt(u32),
+    /// q = 0 and V integer: the output is the exact mean of the visible V rows.
+    Mean,
+    /// All keys are 0 but this token's, whose logit leaves nothing to the others: the output is its V row, exactly.
+    OneHot(u32),
+    /// Every V is 127, and so is every output.
+    Ones,
+    /// Every logit is this number and V is integer: an exact mean again, however extreme the number.
+    EqualLogits(f32),
     /// Any codes, -128 among them, and any positive scales, subnormal ones among them: not written by append.
     Raw,
 }
@@ -114,6 +124,23 @@ impl Case {
             data: Data::Normal(1.0),
             seed: 0,
         }
+    }
+
+    /// As [`Self::plain`], 16 channels in one group: the cheapest case there is.
+    pub fn small(tile_len: u32, kv_len: u32) -> Self {
+        Self { head_dim: 16, k_group_len: 16, v_group_len: 16, ..Self::plain(tile_len, kv_len) }
+    }
+
+    /// The same with other data.
+    pub fn with_data(self, data: Data) -> Self {
+        Self { data, ..self }
+    }
+
+    /// The same under the batch-invariant policy, `tiles` a split.
+    pub fn batch_invariant(mut self, tiles: u32) -> Self {
+        let split_len = tiles * self.config.tile_len;
+        self.config.policy = SplitPolicy::BatchInvariant { split_len };
+        self
     }
 
     /// Query heads.

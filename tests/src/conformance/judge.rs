@@ -75,7 +75,7 @@ pub fn judge_problem(subject: &Subject, suite: &str, problem: &Problem) -> Resul
 }
 
 /// Fills the cache: by append where the data are tokens, and then the bytes must be those of the rule.
-fn fill(opened: &mut Opened, problem: &Problem) -> Result<(), String> {
+pub(super) fn fill(opened: &mut Opened, problem: &Problem) -> Result<(), String> {
     let Some(tokens) = &problem.tokens else { return opened.write_image(&problem.image) };
     opened.write_image(&problem.dead)?;
     opened.append(tokens)?;
@@ -85,6 +85,9 @@ fn fill(opened: &mut Opened, problem: &Problem) -> Result<(), String> {
 /// Each request alone, and the batch backwards with one request doubled: every request keeps its bits.
 fn other_company(opened: &mut Opened, problem: &Problem, run: &Run) -> Result<(), String> {
     let (spec, batch) = (&problem.spec, problem.step.kv_lens.len());
+    if batch == 0 {
+        return Ok(());
+    }
     let alone = Numbers::new(problem.case.seed, 5).below(batch);
     let mut backwards: Vec<usize> = (0..batch).rev().collect();
     backwards.push(alone);

@@ -1,7 +1,7 @@
 //! The conformance suite, stamped on every backend of the registry.
 
 use attn_backend::{FormatKey, Operation, OperationKey, Registry};
-use attn_tests::conformance;
+use attn_tests::conformance::{Effort, SUITES};
 use attn_tests::count::{Ledger, num_cases};
 use attn_tests::subject::Subject;
 use libtest_mimic::{Failed, Trial};
@@ -13,11 +13,14 @@ pub fn trials(ledger: &Arc<Ledger>) -> Vec<Trial> {
     let candidates = registry.candidates(&key).expect("a backend in every build");
     let mut trials = Vec::new();
     for backend in candidates {
-        let subject = Subject::new(Arc::clone(backend), ledger);
-        let name = format!("conformance::{}::fuzz", subject.name);
-        trials.push(Trial::test(name, move || {
-            conformance::fuzz(&subject, num_cases(2000)).map_err(Failed::from)
-        }));
+        for suite in SUITES {
+            let subject = Subject::new(Arc::clone(backend), ledger);
+            let name = format!("conformance::{}::{}", subject.name, suite.name);
+            trials.push(Trial::test(name, move || {
+                let effort = Effort { num_cases: num_cases(2000) };
+                (suite.run)(&subject, &effort).map_err(Failed::from)
+            }));
+        }
     }
     trials
 }

@@ -2,6 +2,7 @@
 
 mod conformance;
 mod malformed;
+mod mutants;
 
 use attn_tests::count::Ledger;
 use libtest_mimic::{Arguments, Trial};
@@ -13,6 +14,7 @@ fn main() {
     let mut trials: Vec<Trial> = Vec::new();
     trials.extend(conformance::trials(&ledger));
     trials.extend(malformed::trials());
+    trials.extend(mutants::trials(&ledger));
     let conclusion = libtest_mimic::run(&arguments, trials);
     // This harness captures nothing, so the counts show in a plain `cargo test`.
     print!("{}", ledger.report());
