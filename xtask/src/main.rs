@@ -23,13 +23,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run every check that a change must pass: what .ci/run does.
+    /// Run every check that a change must pass: what .ci/run does
     Ci(ci::Args),
-    /// Decode real attention data through a session, and say what INT8 costs and saves.
+    /// Decode real attention data through a session, and say what INT8 costs and saves
     Demo(demo::Args),
-    /// Build the CUDA kernels into target/kernels; needs no GPU, finds or installs nvcc.
+    /// Build the CUDA kernels into target/kernels (needs no GPU; finds or installs nvcc)
     Kernels(kernels::Args),
-    /// Check the house rules that no compiler checks.
+    /// Check the house rules that no compiler checks
     Tidy(tidy::Args),
 }
 

@@ -1,8 +1,8 @@
-//! The workspace as the commands see it: where its root is.
+//! Where things are in this workspace.
 
 use std::path::{Path, PathBuf};
 
-/// The workspace root: the parent of this package's folder.
+/// The workspace's root folder: the parent of this package's.
 ///
 /// A binary that was moved to another machine has no such folder any more; it works in the current one.
 pub fn root() -> PathBuf {
