@@ -88,6 +88,33 @@ impl<'a> CacheViewMut<'a> {
         self.buffers.get_mut(buffer_idx).and_then(|b| b.get_mut(range)).unwrap_or_default()
     }
 
+    /// Copies one page onto another, codes and scales of K and V together. Padding stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::PageOutOfRange`], or [`Error::BufferLen`] if the buffers are of another layout; nothing is copied.
+    pub fn copy_page(&mut self, layout: &CacheLayout, src: u64, dst: u64) -> Result<(), Error> {
+        let num_pages = layout.num_pages();
+        for page in [src, dst] {
+            if page >= num_pages {
+                return Err(Error::PageOutOfRange { page, num_pages });
+            }
+        }
+        self.as_view().check(layout)?;
+        let page_len = u64::from(layout.page_len());
+        for id in crate::PlaneId::ALL {
+            for slot in 0..page_len {
+                for head in 0..layout.format().num_kv_heads() {
+                    let (buffer_idx, from) = layout.row_bytes(id, src * page_len + slot, head);
+                    let (_, to) = layout.row_bytes(id, dst * page_len + slot, head);
+                    if let Some(buffer) = self.buffers.get_mut(buffer_idx) {
+                        buffer.copy_within(from.start as usize..from.end as usize, to.start as usize);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Takes the buffers apart, for writers that share them out.
     pub fn into_buffers(self) -> [&'a mut [u8]; MAX_BUFFERS] {
         self.buffers
@@ -132,30 +159,11 @@ impl CacheBuffers {
         &mut self.buffers
     }
 
-    /// Copies one page onto another, codes and scales of K and V together. Padding stays as it is.
+    /// As [`CacheViewMut::copy_page`].
     ///
     /// # Errors
-    /// [`Error::PageOutOfRange`], or [`Error::BufferLen`] if the buffers are of another layout; nothing is copied.
+    /// As there.
     pub fn copy_page(&mut self, layout: &CacheLayout, src: u64, dst: u64) -> Result<(), Error> {
-        let num_pages = layout.num_pages();
-        for page in [src, dst] {
-            if page >= num_pages {
-                return Err(Error::PageOutOfRange { page, num_pages });
-            }
-        }
-        self.view().check(layout)?;
-        let page_len = u64::from(layout.page_len());
-        for id in crate::PlaneId::ALL {
-            for slot in 0..page_len {
-                for head in 0..layout.format().num_kv_heads() {
-                    let (buffer_idx, from) = layout.row_bytes(id, src * page_len + slot, head);
-                    let (_, to) = layout.row_bytes(id, dst * page_len + slot, head);
-                    if let Some(buffer) = self.buffers.get_mut(buffer_idx) {
-                        buffer.copy_within(from.start as usize..from.end as usize, to.start as usize);
-                    }
-                }
-            }
-        }
-        Ok(())
+        self.view_mut().copy_page(layout, src, dst)
     }
 }
