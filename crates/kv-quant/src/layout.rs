@@ -1,92 +1,10 @@
 //! Where codes and scales lie: four strided planes over one to four buffers.
 
-use crate::{CacheFormat, Error, Side};
+use crate::layout_kind::native_record;
+use crate::{CacheFormat, Error, LayoutKind, Plane, PlaneId, Side};
 
 /// A layout has at most this many buffers.
 pub const MAX_BUFFERS: usize = 4;
-/// A native record is padded to a multiple of this many bytes, so that 16-byte copies never straddle records.
-pub const NATIVE_RECORD_ALIGN: u64 = 16;
-
-/// Which of the four planes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PlaneId {
-    /// Codes of K or V.
-    Codes(Side),
-    /// Scales of K or V.
-    Scales(Side),
-}
-
-impl PlaneId {
-    /// All four.
-    pub const ALL: [PlaneId; 4] = [
-        PlaneId::Codes(Side::K),
-        PlaneId::Codes(Side::V),
-        PlaneId::Scales(Side::K),
-        PlaneId::Scales(Side::V),
-    ];
-}
-
-impl std::fmt::Display for PlaneId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            PlaneId::Codes(side) => write!(f, "{side} codes"),
-            PlaneId::Scales(side) => write!(f, "{side} scales"),
-        }
-    }
-}
-
-/// One strided plane. All numbers count elements of the plane: one byte for codes, the scale type for scales.
-///
-/// Element `(page, slot, head, c)` lies at `offset + page * page_stride + slot * slot_stride + head * head_stride + c`;
-/// channels (codes) and groups (scales) are contiguous.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Plane {
-    /// Which buffer holds the plane.
-    pub buffer_idx: usize,
-    /// Element `(0, 0, 0, 0)`.
-    pub offset: u64,
-    /// Distance between pages.
-    pub page_stride: u64,
-    /// Distance between slots of a page.
-    pub slot_stride: u64,
-    /// Distance between kv heads.
-    pub head_stride: u64,
-}
-
-impl Plane {
-    /// Index of the first element of a row. Rows within the layout never overflow: the constructor checked it.
-    #[inline]
-    pub fn row(&self, page: u64, slot: u64, head: u64) -> u64 {
-        self.offset + page * self.page_stride + slot * self.slot_stride + head * self.head_stride
-    }
-}
-
-/// The named arrangement that a layout was made from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum LayoutKind {
-    /// LightLLM's token-major buffers `[slot, 2 * num_kv_heads, head_dim]`, K heads first; a page is one slot.
-    LightLlm,
-    /// `[page, kv_head, slot, channel]`, K and V apart.
-    Hnd,
-    /// `[page, slot, kv_head, channel]`, K and V apart.
-    Nhd,
-    /// `[page, kv_head, K or V, slot, record]` in one buffer; a record is codes then scales, padded to 16 bytes.
-    Native,
-    /// Any other strides.
-    Custom,
-}
-
-impl std::fmt::Display for LayoutKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            LayoutKind::LightLlm => "lightllm",
-            LayoutKind::Hnd => "hnd",
-            LayoutKind::Nhd => "nhd",
-            LayoutKind::Native => "native",
-            LayoutKind::Custom => "custom",
-        })
-    }
-}
 
 /// A cache's format, size and strides: valid by construction (nothing overlaps, every offset fits u64).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -157,11 +75,7 @@ impl CacheLayout {
     /// `head_dim` codes, then the scales, padded to [`NATIVE_RECORD_ALIGN`] bytes; K and V records have one size.
     pub fn native(format: CacheFormat, num_pages: u64, page_len: u32) -> Result<Self, Error> {
         let scale_bytes = format.scale_type().bytes() as u64;
-        let dim = u64::from(format.head_dim());
-        let groups = u64::from(format.num_groups(Side::K).max(format.num_groups(Side::V)));
-        // Codes of odd head dimensions are padded too, so that scales are aligned to their own size.
-        let codes = dim.next_multiple_of(4);
-        let record = (codes + groups * scale_bytes).next_multiple_of(NATIVE_RECORD_ALIGN);
+        let (codes, record) = native_record(&format);
         let half = u64::from(page_len) * record;
         let plane = |first: u64, bytes: u64| Plane {
             buffer_idx: 0,
@@ -297,12 +211,13 @@ impl CacheLayout {
         (plane.buffer_idx, start..start + u64::from(self.row_len(id)) * self.element_bytes(id))
     }
 
-    /// Bytes of one page over all buffers, padding included: what a new page costs.
+    /// Bytes of one page over all buffers, padding included: what a new page costs. For custom strides, the buffers'
+    /// bytes over the pages, rounded up.
     pub fn bytes_per_page(&self) -> u64 {
-        match self.kind {
-            LayoutKind::Native => self.planes[0].page_stride,
-            _ => self.format.bytes_per_token() * u64::from(self.page_len),
-        }
+        self.kind.bytes_per_page(&self.format, self.page_len).unwrap_or_else(|| {
+            let bytes = self.buffer_bytes.iter().fold(0u64, |sum, &bytes| sum.saturating_add(bytes));
+            bytes.div_ceil(self.num_pages)
+        })
     }
 
     /// How many tokens fit in `bytes`, whole pages only, for a layout of this kind and page length.
