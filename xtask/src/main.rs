@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a command line tool talks on stdout")]
 
+mod bundle;
 mod ci;
 mod demo;
 mod kernels;
@@ -23,6 +24,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Collect tests and tools built with feature cuda into a folder for a GPU machine
+    Bundle(bundle::Args),
     /// Run every check that a change must pass: what .ci/run does
     Ci(ci::Args),
     /// Decode real attention data through a session, and say what INT8 costs and saves
@@ -35,6 +38,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
+        Command::Bundle(args) => bundle::run(&args),
         Command::Ci(args) => ci::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Kernels(args) => kernels::run(&args),
