@@ -174,7 +174,7 @@ impl std::fmt::Display for MemoryKind {
         f.write_str(match self {
             MemoryKind::Owned => "owned",
             MemoryKind::Host => "host",
-            MemoryKind::HostReadOnly => "host, read-only",
+            MemoryKind::HostReadOnly => "host read-only",
             MemoryKind::Device => "device",
         })
     }

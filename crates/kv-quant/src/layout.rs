@@ -86,7 +86,11 @@ impl CacheLayout {
         };
         let planes =
             [plane(0, 1), plane(half, 1), plane(codes, scale_bytes), plane(half + codes, scale_bytes)];
-        Self::build(format, LayoutKind::Native, num_pages, page_len, planes)
+        let mut layout = Self::build(format, LayoutKind::Native, num_pages, page_len, planes)?;
+        // Records are read whole: the last one's padding is in the buffer too.
+        let bytes = u64::from(format.num_kv_heads()) * 2 * half * num_pages;
+        layout.buffer_bytes.iter_mut().for_each(|end| *end = bytes);
+        Ok(layout)
     }
 
     /// Any strides: planes in the order of [`PlaneId::ALL`]. Refused if two elements share bytes.
