@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a command line tool talks on stdout")]
 
+mod bench;
 mod bundle;
 mod ci;
 mod demo;
@@ -24,6 +25,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measure the kernels against the machine and the peers
+    Bench(bench::Args),
     /// Collect tests and tools built with feature cuda into a folder for a GPU machine
     Bundle(bundle::Args),
     /// Run every check that a change must pass: what .ci/run does
@@ -38,6 +41,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
+        Command::Bench(args) => bench::run(&args),
         Command::Bundle(args) => bundle::run(&args),
         Command::Ci(args) => ci::run(&args),
         Command::Demo(args) => demo::run(&args),

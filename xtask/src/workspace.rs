@@ -21,3 +21,35 @@ pub fn kernels_crate() -> PathBuf {
 pub fn kernels_output() -> PathBuf {
     root().join("target/kernels")
 }
+
+/// The commit of the workspace that a binary was made from; empty where git does not answer.
+pub fn commit() -> String {
+    let git = std::process::Command::new("git")
+        .args(["rev-parse", "--short=12", "HEAD"])
+        .current_dir(root())
+        .output();
+    git.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
+}
+
+/// Runs this very command again through cargo, with a feature that this binary was built without.
+#[cfg(not(feature = "cuda"))]
+pub fn rerun_with_feature(feature: &str) -> anyhow::Result<()> {
+    let status = std::process::Command::new("cargo")
+        .args([
+            "run",
+            "--quiet",
+            "--release",
+            "--target-dir",
+            "target/xtask",
+            "-p",
+            "xtask",
+            "--features",
+            feature,
+            "--",
+        ])
+        .args(std::env::args().skip(1))
+        .current_dir(root())
+        .status()?;
+    anyhow::ensure!(status.success(), "the command failed");
+    Ok(())
+}

@@ -1,6 +1,6 @@
 //! Decode: stage 1 over the work items of a plan, stage 2 over its partials.
 
-use attn_plan::DecodeSpec;
+use attn_plan::{DecodeSpec, SplitConfig, SplitPolicy};
 
 use super::cache::{CacheArgs, array_bytes, need};
 use super::error::DeviceError;
@@ -13,6 +13,8 @@ use crate::key::{self, Arithmetic, Instance, KernelKind, KeyQuery, STAGE1_THREAD
 
 /// Threads along y of a block of stage 2; `kMergeLanes` in `cuda/decode/stage2.cuh`.
 const MERGE_LANES: u32 = 8;
+/// Tokens that a block of stage 1 takes at a time: 4 warps of 16; `kWarps * kTileTokens` in `cuda/decode/traits.cuh`.
+pub const SPLIT_TILE_LEN: u32 = 64;
 /// Channels of a thread of stage 2.
 const MERGE_CHANNELS: u32 = 4;
 
@@ -121,6 +123,18 @@ impl Decoder {
     pub fn num_workers(&self, num_kv_heads: u32) -> u32 {
         let blocks = self.stage1.device().facts().num_sms * self.blocks_per_sm;
         (blocks / (num_kv_heads * self.row_blocks).max(1)).max(1)
+    }
+
+    /// The schedule for this decoder: its workers, and the costs of an item as measured on Hopper.
+    #[must_use]
+    pub fn split_config(&self, spec: &DecodeSpec, policy: SplitPolicy) -> SplitConfig {
+        SplitConfig {
+            policy,
+            num_workers: self.num_workers(spec.num_kv_heads),
+            tile_len: SPLIT_TILE_LEN,
+            item_overhead: 1,
+            min_split_tiles: 1,
+        }
     }
 
     /// Queues stage 1 and, if there are partials, stage 2. Neither allocates nor waits; can be captured.
