@@ -1,4 +1,5 @@
 //! Sessions: in place over the caller's memory, several specs, page copies, raw bytes, and a few malformed calls.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a failure is the point")]
 
 use attn_backend::{
     Array, Descriptor, Error, Expect, Memory, MemoryKind, Registry, SelectOptions, Selection, Session,
