@@ -35,7 +35,8 @@ __device__ __forceinline__ void merge_partials(const DecodeParams& p) {
     const uint32_t request_idx = blockIdx.y;
     const uint32_t* starts = reinterpret_cast<const uint32_t*>(p.request_partials);
     const uint32_t begin = starts[request_idx];
-    const uint32_t end = min(starts[request_idx + 1], p.partial_capacity) - (mutant(14) ? 1 : 0);
+    const uint32_t last = min(starts[request_idx + 1], p.partial_capacity);
+    const uint32_t end = mutant(14) && last > begin ? last - 1 : last;
     ptx::wait_for_previous();
     if (begin >= end) return;
     const uint32_t num_rows = p.num_q_heads * p.q_len;
