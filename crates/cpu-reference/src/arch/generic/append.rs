@@ -201,16 +201,31 @@ fn quantize_row<S: Simd>(
         }
         first += n;
     }
-    let groups = x.chunks_exact(group_len).zip(codes.chunks_exact_mut(group_len));
-    for ((x, codes), &divisor) in groups.zip(&divisors) {
-        let divisor = s.splat(divisor);
-        for (x, codes) in x.chunks_exact(LANES).zip(codes.chunks_exact_mut(LANES)) {
-            // SAFETY: LANES elements each.
-            unsafe {
-                let quotient = s.div(s.load(x.as_ptr()), divisor);
-                let quotient = s.max(s.min(quotient, s.splat(127.0)), s.splat(-127.0));
-                s.store_codes(codes.as_mut_ptr(), quotient);
-            }
+    // One divisor a vector, then four vectors at a time. The clamp of the rule is left out: the scale is at least
+    // amax / 127, hence no quotient exceeds 127, and 127 is representable.
+    let mut by_chunk = [1f32; MAX_DIM / LANES];
+    for (chunks, &divisor) in by_chunk.chunks_mut(group_len / LANES).zip(&divisors[..num_groups]) {
+        chunks.fill(divisor);
+    }
+    let num_chunks = x.len() / LANES;
+    let mut chunk = 0;
+    while chunk + 4 <= num_chunks {
+        let mut quotients = [s.splat(0.0); 4];
+        for (i, quotient) in quotients.iter_mut().enumerate() {
+            // SAFETY: a vector of x.
+            let x = unsafe { s.load(x.as_ptr().add((chunk + i) * LANES)) };
+            *quotient = s.div(x, s.splat(by_chunk[chunk + i]));
         }
+        // SAFETY: four vectors of codes from chunk on.
+        unsafe { s.store_codes_of_four(codes.as_mut_ptr().add(chunk * LANES), quotients) };
+        chunk += 4;
+    }
+    while chunk < num_chunks {
+        // SAFETY: one vector of x and of codes.
+        unsafe {
+            let quotient = s.div(s.load(x.as_ptr().add(chunk * LANES)), s.splat(by_chunk[chunk]));
+            s.store_codes(codes.as_mut_ptr().add(chunk * LANES), quotient);
+        }
+        chunk += 1;
     }
 }

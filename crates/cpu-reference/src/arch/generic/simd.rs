@@ -59,6 +59,16 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// # Safety
     /// `LANES` bytes are writable at `p`.
     unsafe fn store_codes(self, p: *mut i8, x: Self::F);
+    /// [`Self::store_codes`] of four vectors in a row.
+    /// # Safety
+    /// `4 * LANES` bytes are writable at `p`.
+    #[inline(always)]
+    unsafe fn store_codes_of_four(self, p: *mut i8, x: [Self::F; 4]) {
+        for (i, x) in x.into_iter().enumerate() {
+            // SAFETY: the caller's.
+            unsafe { self.store_codes(p.add(i * Self::LANES), x) };
+        }
+    }
     /// `kv_quant::round_scale_up` of the first 8 lanes: stores the first `n` scales at `p` and returns all their values.
     /// No scale overflows its type.
     /// # Safety

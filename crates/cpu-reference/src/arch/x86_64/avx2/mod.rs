@@ -300,6 +300,19 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn store_codes_of_four(self, p: *mut i8, x: [__m256; 4]) {
+        unsafe {
+            let [a, b, c, d] = x;
+            let ab = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+            let cd = _mm256_packs_epi32(_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d));
+            // Packing works in halves: quarters of four codes come out as a0 b0 c0 d0 a1 b1 c1 d1.
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            let codes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(ab, cd), order);
+            _mm256_storeu_si256(p.cast(), codes);
+        }
+    }
+
+    #[inline(always)]
     unsafe fn round_scales_up(self, scale_type: ScaleType, amax: __m256, p: *mut u8, n: usize) -> __m256 {
         unsafe { round_scales_up(scale_type, amax, p, n) }
     }
