@@ -11,11 +11,13 @@ pub fn num_cases(default: u32) -> u32 {
     read("KV8_CASES").or_else(|| read("PROPTEST_CASES")).unwrap_or(default)
 }
 
-/// Where failing seeds are kept: beside the sources, if they are on this machine.
-pub fn persistence() -> Option<Box<dyn FailurePersistence>> {
-    const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/conformance.txt");
-    let has_sources = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).is_dir();
-    has_sources.then(|| Box::new(FileFailurePersistence::Direct(FILE)) as Box<dyn FailurePersistence>)
+/// Where failing seeds of a property are kept: beside the sources, if they are on this machine.
+pub fn persistence(property: &str) -> Option<Box<dyn FailurePersistence>> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("proptest-regressions");
+    let file = folder.join(property).with_extension("txt").to_str()?.to_owned();
+    // proptest wants a name for the whole run; there are few properties.
+    let file: &'static str = Box::leak(file.into_boxed_str());
+    folder.is_dir().then(|| Box::new(FileFailurePersistence::Direct(file)) as Box<dyn FailurePersistence>)
 }
 
 /// The record of one test run. Shared by all tests of the binary.

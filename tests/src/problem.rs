@@ -183,6 +183,9 @@ fn spec(case: &Case, numbers: &mut Numbers) -> DecodeSpec {
 /// Who sees a slot: `(request, token)` of its first owner, or nobody.
 type Owners = Vec<Option<(usize, u32)>>;
 
+/// A page of the row that nobody sees any more.
+const PASSED: i32 = i32::MIN + 7;
+
 /// Deals shuffled pages to requests and lays out the page table.
 fn place(
     case: &Case,
@@ -196,47 +199,27 @@ fn place(
     let layout = case.layout_of(num_pages as u64);
     let mut free: Vec<i32> = (0..num_pages as i32).collect();
     numbers.shuffle(&mut free);
-    let dead_page = free.pop().expect("three pages more than needed");
     let mut owners: Owners = vec![None; num_pages * page_len as usize];
     let mut rows: Vec<Vec<i32>> = Vec::new();
     for (request, &kv_len) in case.kv_lens.iter().enumerate() {
-        let visible = spec.visible_any(kv_len);
+        let first_entry = spec.visible_any(kv_len).start / page_len;
         // Full pages of request 0 that are common to both; a page has one content whoever looks.
-        let common = match rows.first() {
-            Some(first) if case.shares_prefix => {
-                (case.kv_lens[0].min(kv_len) / page_len).min(first.len() as u32) as usize
-            }
-            _ => 0,
-        };
+        let common = if case.shares_prefix { (case.kv_lens[0].min(kv_len) / page_len) as usize } else { 0 };
         let mut row: Vec<i32> = rows.first().map_or(Vec::new(), |first| first[..common].to_vec());
-        while row.len() < needed[request] {
-            let first_token = row.len() as u32 * page_len;
-            // Pages that a window has passed may hold anything by now.
-            let is_passed = first_token + page_len <= visible.start;
-            row.push(if is_passed { dead_page } else { free.pop().expect("enough pages") });
+        row.resize(needed[request], PASSED);
+        // Pages that a window has passed are given up; those that are seen, shared or not, must be there.
+        for page in row.iter_mut().skip(first_entry as usize).filter(|page| **page == PASSED) {
+            *page = free.pop().expect("a page for every entry");
         }
-        for token in visible {
-            let page = row[(token / page_len) as usize];
-            if page == dead_page {
-                continue; // shared with a request whose window has passed it; see below
-            }
-            let slot = page as usize * page_len as usize + (token % page_len) as usize;
-            owners[slot].get_or_insert((request, token));
-        }
-        rows.push(row);
-    }
-    // A longer request's window may have passed what a shorter one that shares it still sees.
-    for (request, &kv_len) in case.kv_lens.iter().enumerate() {
         for token in spec.visible_any(kv_len) {
-            let entry = (token / page_len) as usize;
-            if rows[request][entry] == dead_page {
-                rows[request][entry] = free.pop().unwrap_or(dead_page);
-            }
-            let page = rows[request][entry];
-            assert_ne!(page, dead_page, "a visible token needs a live page");
+            let page = row[(token / page_len) as usize];
             owners[page as usize * page_len as usize + (token % page_len) as usize]
                 .get_or_insert((request, token));
         }
+        rows.push(row);
+    }
+    for page in rows.iter_mut().flatten().filter(|page| **page == PASSED) {
+        *page = poison::wild_page(numbers, num_pages as u64);
     }
     let (pages, row_starts, stride) = table(case, &rows, num_pages as u64, numbers);
     let q = queries(case, spec, directions, numbers);

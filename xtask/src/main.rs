@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "a command line tool talks on stdout")]
 
 mod bench;
+mod bundle;
 mod ci;
 mod demo;
 mod kernels;
@@ -26,6 +27,8 @@ struct Cli {
 enum Command {
     /// Measure the kernels against the machine and the peers
     Bench(bench::Args),
+    /// Collect tests and tools built with feature cuda into a folder for a GPU machine
+    Bundle(bundle::Args),
     /// Run every check that a change must pass: what .ci/run does
     Ci(ci::Args),
     /// Decode real attention data through a session, and say what INT8 costs and saves
@@ -39,6 +42,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Bench(args) => bench::run(&args),
+        Command::Bundle(args) => bundle::run(&args),
         Command::Ci(args) => ci::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Kernels(args) => kernels::run(&args),

@@ -19,6 +19,9 @@ pub mod image;
 mod instances;
 pub mod key;
 pub mod probe;
+mod view;
+
+pub use view::DeviceView;
 
 #[cfg(feature = "cuda")]
 pub mod device;

@@ -9,7 +9,7 @@ pub enum ScaleType {
     /// IEEE binary16, the default: half the bytes of f32 at a loss of 0.02 dB.
     #[default]
     F16 = 0,
-    /// bfloat16: f32's range, 0.33 dB worse than f16 at groups of 8.
+    /// bfloat16: f32's range, 0.7 dB worse than f16 at groups of 8, 0.2 dB at groups of 32.
     Bf16 = 1,
     /// IEEE binary32.
     F32 = 2,
@@ -57,6 +57,15 @@ impl std::fmt::Display for ScaleType {
 }
 
 /// A scale as stored: its value and its bit pattern in the low bytes of `bits`.
+/// ```
+/// use kv_quant::{ScaleType, round_scale_up};
+/// let scale = round_scale_up(127.01, ScaleType::F16).expect("no overflow");
+/// assert_eq!((scale.value, scale.bits), (1.0 + 1.0 / 1024.0, 0x3c01));
+/// let mut bytes = [0u8; 2];
+/// assert!(scale.write(ScaleType::F16, &mut bytes));
+/// assert_eq!(ScaleType::F16.read(&bytes), Some(scale.value));
+/// assert!(round_scale_up(f32::MAX, ScaleType::F16).is_none());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StoredScale {
     /// The value, exact.

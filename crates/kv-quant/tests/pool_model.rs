@@ -5,17 +5,17 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure is the point")]
 
-mod layouts;
+mod strategies;
 
 use kv_quant::{
     CacheFormat, CacheLayout, CachePool, Error, FloatSlice, PlaneId, PoolError, ScaleType, SequenceId, Side,
     quantize_group, read_codes,
 };
-use layouts::layout;
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
+use strategies::layout;
 
 /// One token: K and V as they were given, and as they must lie in the cache.
 struct Row {

@@ -19,7 +19,7 @@ pub fn fuzz(subject: &Subject, num_cases: u32) -> Result<(), String> {
         cases: num_cases,
         // Each step of shrinking runs the backend again.
         max_shrink_iters: 200,
-        failure_persistence: count::persistence(),
+        failure_persistence: count::persistence("conformance"),
         ..Config::default()
     };
     let outcome = TestRunner::new(config).run(&cases(&profile), |case| match judge(subject, "fuzz", &case) {

@@ -5,10 +5,17 @@
 
 mod append_rows;
 mod bench;
+mod counting;
 mod format_rows;
+mod fuzz;
+mod pool_rows;
 mod request_rows;
+mod select_rows;
+mod session_rows;
 
 pub use bench::{Bench, Seen};
+pub use counting::CountingBackend;
+pub use fuzz::fuzz;
 
 /// One named way to break a call.
 pub struct Row {
@@ -39,7 +46,17 @@ use rows;
 
 /// All rows.
 pub fn table() -> Vec<Row> {
-    [format_rows::rows(), append_rows::rows(), request_rows::rows()].into_iter().flatten().collect()
+    [
+        format_rows::rows(),
+        append_rows::rows(),
+        request_rows::rows(),
+        session_rows::rows(),
+        select_rows::rows(),
+        pool_rows::rows(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Makes the call of one row and says what is wrong with the outcome, if anything.
@@ -56,6 +73,7 @@ pub fn check(row: &Row) -> Result<(), String> {
     if bench.snapshot() != before {
         return Err(format!("{}: refused, but cache or outputs changed", row.name));
     }
+    // A backend that plans or decodes was reached.
     match bench.launches() {
         0 => Ok(()),
         launches => Err(format!("{}: refused, but {launches} launches were made", row.name)),

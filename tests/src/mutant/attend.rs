@@ -179,20 +179,16 @@ impl Attend<'_> {
             // The plan cuts the front at a token; a kernel that works in tiles starts at the tile.
             tokens.start -= tokens.start % tile;
         }
+        let mut hidden = Vec::new();
         for t in tokens {
-            let is_visible = self.visible(row, t);
-            let is_zeroed = self.is(Fault::WindowWeightsZeroButReads) && !is_visible;
-            if !is_visible && !is_zeroed {
+            if !self.visible(row, t) {
+                hidden.push(t);
                 continue;
             }
             if self.is(Fault::TileEdgeDropped) && t % tile == tile - 1 && t + 1 < row.kv_len {
                 continue;
             }
             let (k, v) = self.read(row, t);
-            if is_zeroed {
-                state.o.iter_mut().zip(&v).for_each(|(o, v)| *o += 0.0 * v);
-                continue;
-            }
             let s = self.logit(row, t, &k);
             let mut token = SoftmaxState::single(s);
             if self.is(Fault::NoMaximum) {
@@ -205,6 +201,12 @@ impl Attend<'_> {
             state.softmax.merge_row(&mut state.o, token, &v);
             if self.is(Fault::LastTokenTwice) && t + 1 == row.kv_len && row.kv_len > 1 {
                 state.softmax.merge_row(&mut state.o, token, &v);
+            }
+        }
+        if self.is(Fault::WindowWeightsZeroButReads) && !state.softmax.is_empty() {
+            for t in hidden {
+                let (_, v) = self.read(row, t);
+                state.o.iter_mut().zip(&v).for_each(|(o, v)| *o += 0.0 * v);
             }
         }
         if self.is(Fault::OnePastTheEndWithWeightZero) && i + 1 == items.len() && items[i].num_tokens() > 0 {

@@ -13,7 +13,7 @@ fn main() {
     let ledger = Arc::new(Ledger::default());
     let mut trials: Vec<Trial> = Vec::new();
     trials.extend(conformance::trials(&ledger));
-    trials.extend(malformed::trials());
+    trials.extend(malformed::trials(&ledger));
     trials.extend(mutants::trials(&ledger));
     let conclusion = libtest_mimic::run(&arguments, trials);
     // This harness captures nothing, so the counts show in a plain `cargo test`.

@@ -1,9 +1,12 @@
 // Copies tiles of 16 tokens from the cache into a warp's ring with cp.async. Shared by stage 1 and the copy-only reader.
 //
-// Lanes 0..15 know where K of the tile's tokens lies, lanes 16..31 where V lies; the copies take the addresses by shuffle.
-// A token past the end, or on a page out of range, is not read: its bytes become zero and its bit in `valid` stays clear.
-// Code addresses are kept in units of 16 bytes, so a plane may span 64 GiB; the host refuses more.
+// Lanes 0..15 know where K of the tile's tokens lies, lanes 16..31 where V lies; the copies take the offsets by shuffle.
+// A token past the end, or on a page out of range, is not read: its bytes become zero and its bit in `live` stays clear.
+// Code offsets are kept in units of 16 bytes, and so are packed scale offsets (8 bytes where their rows are no multiple of 16),
+// in 32 bits: a plane may span 64 GiB (32 GiB), the host refuses more. Other scale offsets are 64 bits of bytes.
 #pragma once
+#include <type_traits>
+
 #include "../common/mutant.cuh"
 #include "../common/ptx.cuh"
 #include "../common/warp.cuh"
@@ -18,6 +21,7 @@ struct ScaleCopy {
     uint32_t row_bytes;
     uint32_t num_pieces;
     uint32_t piece_log2;  // 2, 3 or 4
+    uint32_t pieces_log2;  // num_pieces rounded up to a power of two
     bool misaligned;      // rows may start in the middle of a word: copy the words around them
 
     __device__ __forceinline__ ScaleCopy(const Plane& plane, uint32_t groups, uint32_t type) {
@@ -29,12 +33,22 @@ struct ScaleCopy {
         misaligned = align_log2 < 2;
         piece_log2 = misaligned ? 2 : align_log2;
         num_pieces = misaligned ? row_bytes / 4 + 1 : row_bytes >> piece_log2;
+        pieces_log2 = 32 - __clz(num_pieces - 1);
     }
 };
 
 template <class T>
 struct TileLoader {
-    const uint8_t* k_codes;  // of this kv head
+    static constexpr bool kPacked = T::kGroups == Groups::k8;
+    static constexpr uint32_t kCodePieces = T::kHeadDim / 16;                // 16-byte pieces of a code row
+    static constexpr uint32_t kScalePiece = T::kRawRowBytes % 16 == 0 ? 16 : 8;  // packed scales
+    static constexpr uint32_t kScalePieces = T::kRawRowBytes / kScalePiece;
+    static constexpr bool kLaneCodePiece = 32 % kCodePieces == 0;    // a lane copies the same piece of every row it copies
+    static constexpr bool kLaneScalePiece = kPacked && 32 % kScalePieces == 0;
+    static constexpr uint32_t kTileStride = kWarps * kTileTokens;            // tokens from a warp's tile to its next
+
+    // Of this kv head; where a warp's lanes cover whole rows, at the piece that this lane copies.
+    const uint8_t* k_codes;
     const uint8_t* v_codes;
     const uint8_t* k_scales;
     const uint8_t* v_scales;
@@ -42,8 +56,9 @@ struct TileLoader {
     ScaleCopy v_copy;
     uint32_t code_page_stride;  // of this lane's plane, in units of 16 bytes
     uint32_t code_slot_stride;
-    uint64_t scale_page_stride;  // bytes
-    uint64_t scale_slot_stride;
+    using ScaleStride = std::conditional_t<kPacked, uint32_t, uint64_t>;
+    ScaleStride scale_page_stride;  // bytes, or units of kScalePiece if packed
+    ScaleStride scale_slot_stride;
     uint32_t page_len_log2;
     uint32_t num_pages;
 
@@ -51,8 +66,9 @@ struct TileLoader {
     uint32_t token_end;
     uint32_t position;  // of this lane's token in the tile that `locate` takes next
     int32_t page;       // its page index
-    uint32_t code_offset;
-    uint64_t scale_offset;
+    uint32_t code_offset;   // kNowhere if there is nothing to read
+    uint32_t scale_offset;  // packed; otherwise the low half
+    uint32_t scale_offset_high;
     uint32_t live;  // tokens of the located tile that may be read
 
     __device__ __forceinline__ TileLoader(const PagedCache& cache, uint32_t head_idx, uint32_t lane)
@@ -66,8 +82,28 @@ struct TileLoader {
         const bool is_v = lane >= 16;
         code_page_stride = static_cast<uint32_t>((is_v ? cache.v_codes.page_stride : cache.k_codes.page_stride) >> 4);
         code_slot_stride = static_cast<uint32_t>((is_v ? cache.v_codes.slot_stride : cache.k_codes.slot_stride) >> 4);
-        scale_page_stride = (is_v ? cache.v_scales.page_stride : cache.k_scales.page_stride) * unit;
-        scale_slot_stride = (is_v ? cache.v_scales.slot_stride : cache.k_scales.slot_stride) * unit;
+        scale_page_stride = static_cast<ScaleStride>(
+            (is_v ? cache.v_scales.page_stride : cache.k_scales.page_stride) * unit / (kPacked ? kScalePiece : 1));
+        scale_slot_stride = static_cast<ScaleStride>(
+            (is_v ? cache.v_scales.slot_stride : cache.k_scales.slot_stride) * unit / (kPacked ? kScalePiece : 1));
+        if constexpr (kLaneCodePiece) {
+            k_codes += lane % kCodePieces * 16;
+            v_codes += lane % kCodePieces * 16;
+        }
+        if constexpr (kLaneScalePiece) {
+            k_scales += lane % kScalePieces * kScalePiece;
+            v_scales += lane % kScalePieces * kScalePiece;
+        }
+        ptx::keep(k_codes);
+        ptx::keep(v_codes);
+        ptx::keep(k_scales);
+        ptx::keep(v_scales);
+        ptx::keep(code_page_stride);
+        ptx::keep(code_slot_stride);
+        if constexpr (kPacked) {
+            ptx::keep(scale_page_stride);
+            ptx::keep(scale_slot_stride);
+        }
         page_len_log2 = page_shift(cache);
         num_pages = cache.num_pages;
         page = 0;
@@ -87,9 +123,9 @@ struct TileLoader {
     // Page indices travel a whole ring ahead, with the K copies of the tile before them in the same stage: under load a plain
     // load would wait behind all the copies in flight. Call after `locate` of the tile that the stage receives.
     __device__ __forceinline__ void copy_pages(uint32_t stage, uint32_t lane) const {
-        const uint32_t at = position + (T::kNumStages - 1) * kWarps * kTileTokens;
+        const uint32_t at = position + (T::kNumStages - 1) * kTileStride;
         if (lane < kTileTokens && at < token_end) {
-            ptx::cp_async<4>(stage + T::kPagesAt + lane * 4, page_row + (at >> page_len_log2), 4);
+            ptx::cp_async<4>(stage + T::kPagesAt + lane * 4, page_row + (at >> page_len_log2), 0);
         }
     }
 
@@ -97,21 +133,26 @@ struct TileLoader {
     __device__ __forceinline__ bool locate() {
         const uint32_t slot = position & ((1u << page_len_log2) - 1);
         const bool inside = position < token_end;
-        const bool bad = inside && static_cast<uint32_t>(page) >= num_pages;
-        const bool readable = inside && !bad;
+        const bool readable = inside && static_cast<uint32_t>(page) < num_pages;
         live = __ballot_sync(kFullWarp, readable);
-        const uint32_t index = readable ? static_cast<uint32_t>(page) : 0u;
-        code_offset = index * code_page_stride + (readable ? slot : 0u) * code_slot_stride;
-        scale_offset = index * scale_page_stride + (readable ? slot : 0u) * scale_slot_stride;
-        position += kWarps * kTileTokens;
-        return bad;
+        const uint32_t index = static_cast<uint32_t>(page);
+        code_offset = readable ? index * code_page_stride + slot * code_slot_stride : ptx::kNowhere;
+        if constexpr (kPacked) {
+            scale_offset = readable ? index * scale_page_stride + slot * scale_slot_stride : ptx::kNowhere;
+        } else {
+            const uint64_t offset = index * scale_page_stride + slot * scale_slot_stride;
+            scale_offset = static_cast<uint32_t>(offset);
+            scale_offset_high = readable ? static_cast<uint32_t>(offset >> 32) : ptx::kNowhere;
+        }
+        position += kTileStride;
+        return inside && !readable;
     }
 
     // Tokens of the located tile whose scale row starts in the middle of a word: K in bits 0..15, V in bits 16..31.
     __device__ __forceinline__ uint32_t misaligned_rows(uint32_t lane) const {
-        if constexpr (T::kGroups == Groups::k8) return 0;
-        const uint8_t* row = (lane < 16 ? k_scales : v_scales) + scale_offset;
-        return __ballot_sync(kFullWarp, (reinterpret_cast<uint64_t>(row) & 2) != 0);
+        if constexpr (kPacked) return 0;
+        const uint32_t base = static_cast<uint32_t>(reinterpret_cast<uint64_t>(lane < 16 ? k_scales : v_scales));
+        return __ballot_sync(kFullWarp, ((base + scale_offset) & 2) != 0);
     }
 
     __device__ __forceinline__ void copy_k(uint32_t stage, uint32_t lane) const {
@@ -125,49 +166,62 @@ struct TileLoader {
     }
 
   private:
-    __device__ __forceinline__ uint32_t readable_bytes(uint32_t row, uint32_t bytes) const {
-        return live >> row & 1 ? bytes : 0u;
-    }
-
+    // Neighbouring lanes take neighbouring pieces, so that the copies of eight lanes cover whole sectors.
     template <int PITCH>
     __device__ __forceinline__ void copy_codes(uint32_t dst, const uint8_t* plane, uint32_t lane, uint32_t owner) const {
-        constexpr uint32_t kPieces = T::kHeadDim / 16;
+        if constexpr (kLaneCodePiece) {
+            constexpr uint32_t kRowStep = 32 / kCodePieces;
+            const uint32_t first_row = lane / kCodePieces;
+            const uint32_t to = dst + first_row * PITCH + lane % kCodePieces * 16;
 #pragma unroll
-        for (uint32_t i = 0; i < kPieces * kTileTokens / 32; ++i) {
-            const uint32_t idx = lane + 32 * i;
-            const uint32_t row = idx / kPieces;
-            const uint32_t piece = idx % kPieces;
-            const uint64_t offset = __shfl_sync(kFullWarp, code_offset, owner + row);
-            ptx::cp_async<16>(dst + row * PITCH + piece * 16, plane + (offset << 4) + piece * 16, readable_bytes(row, 16));
+            for (uint32_t i = 0; i < kTileTokens / kRowStep; ++i) {
+                const uint32_t offset = __shfl_sync(kFullWarp, code_offset, owner + first_row + kRowStep * i);
+                ptx::cp_async<16>(to + kRowStep * i * PITCH, plane + static_cast<uint64_t>(offset) * 16, offset);
+            }
+        } else {
+#pragma unroll
+            for (uint32_t i = 0; i < kCodePieces * kTileTokens / 32; ++i) {
+                const uint32_t row = (lane + 32 * i) / kCodePieces;
+                const uint32_t piece = (lane + 32 * i) % kCodePieces;
+                const uint32_t offset = __shfl_sync(kFullWarp, code_offset, owner + row);
+                ptx::cp_async<16>(dst + row * PITCH + piece * 16, plane + piece * 16 + static_cast<uint64_t>(offset) * 16, offset);
+            }
         }
     }
 
     template <int PITCH>
     __device__ __forceinline__ void copy_scales(uint32_t dst, const uint8_t* plane, const ScaleCopy& copy, uint32_t lane,
                                                 uint32_t owner) const {
-        const uint32_t row = lane & 15;
-        const uint8_t* src = plane + shuffle_u64(scale_offset, owner + row);
-        if constexpr (T::kGroups == Groups::k8) {
-            constexpr uint32_t kPiece = T::kRawRowBytes % 16 == 0 ? 16 : 8;
-            constexpr uint32_t kPieces = T::kRawRowBytes / kPiece;
+        if constexpr (kPacked) {
+            constexpr uint32_t kCopies = kScalePieces * kTileTokens;
 #pragma unroll
-            for (uint32_t i = 0; i < (kPieces + 1) / 2; ++i) {
-                const uint32_t piece = 2 * i + lane / 16;
-                if (kPieces % 2 == 0 || piece < kPieces) {
-                    ptx::cp_async<kPiece>(dst + row * PITCH + piece * kPiece, src + piece * kPiece, readable_bytes(row, kPiece));
+            for (uint32_t i = 0; i < (kCopies + 31) / 32; ++i) {
+                const uint32_t idx = lane + 32 * i;
+                const uint32_t row = idx / kScalePieces % kTileTokens;
+                const uint32_t piece = idx % kScalePieces;
+                const uint32_t offset = __shfl_sync(kFullWarp, scale_offset, owner + row);
+                const uint8_t* src = plane + (kLaneScalePiece ? 0 : piece * kScalePiece) + static_cast<uint64_t>(offset) * kScalePiece;
+                if (kCopies % 32 == 0 || idx < kCopies) {
+                    ptx::cp_async<kScalePiece>(dst + row * PITCH + piece * kScalePiece, src, offset);
                 }
             }
         } else {
-            const uint32_t shift = static_cast<uint32_t>(reinterpret_cast<uint64_t>(src) & (copy.misaligned ? 2u : 0u));
-            for (uint32_t piece = lane / 16; piece < copy.num_pieces; piece += 2) {
+            for (uint32_t first = 0; first < kTileTokens << copy.pieces_log2; first += 32) {
+                const uint32_t row = (first + lane) >> copy.pieces_log2 & (kTileTokens - 1);
+                const uint32_t piece = (first + lane) & ((1u << copy.pieces_log2) - 1);
+                const uint32_t low = __shfl_sync(kFullWarp, scale_offset, owner + row);
+                const uint32_t high = __shfl_sync(kFullWarp, scale_offset_high, owner + row);
+                if (first + lane >= kTileTokens << copy.pieces_log2 || piece >= copy.num_pieces) continue;
+                const uint8_t* src = plane + (static_cast<uint64_t>(high) << 32 | low);
                 const uint32_t at = piece << copy.piece_log2;
                 const uint32_t to = dst + row * PITCH + at;
                 if (copy.piece_log2 == 4) {
-                    ptx::cp_async<16>(to, src + at, readable_bytes(row, 16));
+                    ptx::cp_async<16>(to, src + at, high);
                 } else if (copy.piece_log2 == 3) {
-                    ptx::cp_async<8>(to, src + at, readable_bytes(row, 8));
+                    ptx::cp_async<8>(to, src + at, high);
                 } else {
-                    ptx::cp_async<4>(to, src - shift + at, at < copy.row_bytes + shift ? readable_bytes(row, 4) : 0u);
+                    const uint32_t shift = static_cast<uint32_t>(reinterpret_cast<uint64_t>(src) & (copy.misaligned ? 2u : 0u));
+                    ptx::cp_async<4>(to, src - shift + at, at < copy.row_bytes + shift ? high : ptx::kNowhere);
                 }
             }
         }

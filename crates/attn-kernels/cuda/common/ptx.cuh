@@ -8,16 +8,32 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Copies BYTES from global to shared memory; the bytes past src_bytes (0 or BYTES) become zero and are not read.
+// Keeps a value in its register: the compiler may not work it out again inside a loop to save one.
+__device__ __forceinline__ void keep(uint32_t& x) { asm volatile("" : "+r"(x)); }
+template <class P>
+__device__ __forceinline__ void keep(const P*& x) {
+    asm volatile("" : "+l"(x));
+}
+
+// A row offset that says: there is nothing to read.
+constexpr uint32_t kNowhere = 0xffffffffu;
+
+// Copies BYTES from global to shared memory; if `offset` is kNowhere, writes zeros and reads nothing.
 template <int BYTES>
-__device__ __forceinline__ void cp_async(uint32_t dst, const void* src, uint32_t src_bytes) {
+__device__ __forceinline__ void cp_async(uint32_t dst, const void* src, uint32_t offset) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16);
     if constexpr (BYTES == 16) {
-        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(src_bytes)
-                     : "memory");
+        asm volatile(
+            "{ .reg .pred nowhere; setp.eq.u32 nowhere, %2, 0xffffffff;\n"
+            "  cp.async.cg.shared.global.L2::128B [%0], [%1], 16, nowhere; }" ::"r"(dst),
+            "l"(src), "r"(offset)
+            : "memory");
     } else {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(dst), "l"(src), "n"(BYTES), "r"(src_bytes)
-                     : "memory");
+        asm volatile(
+            "{ .reg .pred nowhere; setp.eq.u32 nowhere, %3, 0xffffffff;\n"
+            "  cp.async.ca.shared.global [%0], [%1], %2, nowhere; }" ::"r"(dst),
+            "l"(src), "n"(BYTES), "r"(offset)
+            : "memory");
     }
 }
 
@@ -47,6 +63,21 @@ __device__ __forceinline__ uint32_t transpose_8x8(uint32_t x) {
 __device__ __forceinline__ float ex2_approx(float x) {
     float y;
     asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// The same with results below 2^-126 flushed to zero: two instructions fewer.
+__device__ __forceinline__ float ex2_approx_ftz(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// (x & MASK) ^ FLIP in one instruction.
+template <uint32_t MASK, uint32_t FLIP>
+__device__ __forceinline__ uint32_t mask_flip(uint32_t x) {
+    uint32_t y;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(y) : "r"(x), "n"(MASK), "n"(FLIP));
     return y;
 }
 

@@ -83,9 +83,9 @@ struct F32Arithmetic {
         }
     }
 
-    __device__ __forceinline__ void prepare_values(const uint8_t*, uint32_t misaligned, int (&token_exponents)[2]) {
+    __device__ __forceinline__ bool prepare_values(const uint8_t*, uint32_t misaligned, int (&)[2]) {
         value_misaligned = misaligned >> 16;
-        token_exponents[0] = token_exponents[1] = 0;
+        return false;
     }
 
     __device__ __forceinline__ void accumulate(const uint8_t* stage, const float (&weights)[kRowTiles][4]) {

@@ -67,9 +67,7 @@ struct MmaArithmetic {
     uint32_t k_shift, v_shift, k_groups, v_groups, scale_type;
     uint8_t* normal;               // this warp's scratch for normalized scales
     int* exponents;
-    uint32_t values_pitch;
-    const uint8_t* value_scales;
-    uint32_t value_misaligned;
+    ScaleSource values;            // V scales of the tile at hand
 
     __device__ __forceinline__ MmaArithmetic(const DecodeParams& p, uint32_t lane_idx, uint8_t* warp_shared, uint8_t* query_shared)
         : shared_query(reinterpret_cast<const uint2*>(query_shared)),
@@ -255,38 +253,36 @@ struct MmaArithmetic {
         }
     }
 
-    // Makes the tile's V scales ready; `token_exponents` are the powers of two of tokens `row` and `row` + 8.
-    __device__ __forceinline__ void prepare_values(const uint8_t* stage, uint32_t misaligned, int (&token_exponents)[2]) {
-        value_scales = stage + T::kVScalesAt;
-        values_pitch = T::kVScalePitch;
-        value_misaligned = misaligned >> 16;
+    // Makes the tile's V scales ready. True if they were normalized: then `token_exponents` are the powers of two of tokens
+    // `row` and `row` + 8.
+    __device__ __forceinline__ bool prepare_values(const uint8_t* stage, uint32_t misaligned, int (&token_exponents)[2]) {
+        values = ScaleSource{stage + T::kVScalesAt, T::kVScalePitch, misaligned >> 16, v_shift};
         bool normalized = T::kAlwaysNormalize;
         if constexpr (!T::kAlwaysNormalize) {
             // Each lane looks at half of a row: every scale of the tile is seen once.
-            const uint32_t groups = kPackedGroups > 0 ? kPackedGroups : v_groups;
-            const uint8_t* own = value_scales + (lane & 15) * values_pitch + (value_misaligned >> (lane & 15) & 1) * 2;
+            const uint8_t* own = values.rows + (lane & 15) * T::kVScalePitch;
             bool wide = false;
             if constexpr (kPackedGroups > 0) {
+                uint32_t top_bits = 0;
 #pragma unroll
                 for (int i = 0; i < kPackedGroups / 4; ++i) {
-                    wide |= holds_wide_scale(reinterpret_cast<const uint32_t*>(own)[(lane / 16) * (kPackedGroups / 4) + i]);
+                    top_bits |= reinterpret_cast<const uint32_t*>(own)[(lane / 16) * (kPackedGroups / 4) + i] + kWideF16Test;
                 }
+                wide = (top_bits & 0x80008000u) != 0;
             } else {
-                for (uint32_t i = lane / 16; i < groups; i += 2) {
+                own += (values.misaligned >> (lane & 15) & 1) * 2;
+                for (uint32_t i = lane / 16; i < v_groups; i += 2) {
                     wide |= holds_wide_scale(reinterpret_cast<const uint16_t*>(own)[i]);
                 }
             }
             normalized = __any_sync(kFullWarp, wide);
         }
-        token_exponents[0] = token_exponents[1] = 0;
         if (normalized) {
-            const ScaleSource source = normalize(value_scales, values_pitch, value_misaligned, v_groups, v_shift);
-            value_scales = source.rows;
-            values_pitch = source.pitch;
-            value_misaligned = source.misaligned;
+            values = normalize(values.rows, T::kVScalePitch, values.misaligned, v_groups, v_shift);
             token_exponents[0] = exponents[row];
             token_exponents[1] = exponents[row + 8];
         }
+        return normalized;
     }
 
     // out += weights * V of the tile.
@@ -352,14 +348,13 @@ struct MmaArithmetic {
     template <int WORD0, int WORDS>
     __device__ __forceinline__ void accumulate_unit(const uint8_t* codes, const uint2 (&p)[kRowTiles]) {
         const uint32_t channel = T::v_channel(WORD0, row);
-        const ScaleSource source{value_scales, static_cast<int>(values_pitch), value_misaligned, v_shift};
         uint32_t words[4][WORDS];
         uint32_t pairs[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             load_words(codes + fragment_token(i) * T::kVPitch + channel, words[i]);
-            pairs[i] = WORDS == 4 ? source.template pair<T::kGroups>(fragment_token(i), channel)
-                                  : source.template single<T::kGroups>(fragment_token(i), channel);
+            pairs[i] = WORDS == 4 ? values.template pair<T::kGroups>(fragment_token(i), channel)
+                                  : values.template single<T::kGroups>(fragment_token(i), channel);
         }
         const uint32_t low01 = __byte_perm(pairs[0], pairs[1], 0x5410);
         const uint32_t low23 = __byte_perm(pairs[2], pairs[3], 0x5410);

@@ -32,10 +32,9 @@ struct Visibility {
           last_position(static_cast<int32_t>(kv_len) - 1),
           window(static_cast<int32_t>(p.window)) {}
 
-    // True if every query row sees every token of [begin, end).
-    __device__ __forceinline__ bool sees_all(int32_t begin, int32_t end) const {
-        return end <= first_position + 1 && (window == 0 || begin > last_position - window);
-    }
+    // Every query row sees every token of [clear_begin, clear_end).
+    __device__ __forceinline__ int32_t clear_begin() const { return window == 0 ? 0 : last_position - window + 1; }
+    __device__ __forceinline__ int32_t clear_end() const { return first_position + 1; }
 
     __device__ __forceinline__ bool sees(int32_t query_position, int32_t token) const {
         if (mutant(7)) return token < query_position && (window == 0 || token > query_position - window);
@@ -164,8 +163,10 @@ struct Stage1 {
     }
 
     static __device__ __forceinline__ void run(const DecodeParams& p, uint8_t* shared) {
-        const uint32_t lane = threadIdx.x % 32;
-        const uint32_t warp = threadIdx.x / 32;
+        uint32_t lane = threadIdx.x % 32;
+        uint32_t warp = threadIdx.x / 32;
+        ptx::keep(lane);
+        ptx::keep(warp);
         const uint32_t kv_head = blockIdx.x % p.cache.num_kv_heads;
         const uint32_t worker = blockIdx.x / p.cache.num_kv_heads;
         const QueryRows rows(p, kv_head, blockIdx.y * T::kRows);
@@ -176,7 +177,8 @@ struct Stage1 {
         const WorkItem* items = reinterpret_cast<const WorkItem*>(p.items);
         const uint32_t item_end = worker_starts[worker + 1];
         uint8_t* ring = shared + warp * T::kWarpBytes;
-        const uint32_t ring_address = ptx::shared_address(ring);
+        uint32_t ring_address = ptx::shared_address(ring);
+        ptx::keep(ring_address);
         TileLoader<T> loader(p.cache, kv_head, lane);
         Arith arith(p, lane, ring, shared + T::kQueryAt);
         OnlineState<kRowTiles, T::kAlwaysNormalize, kExact> state;
@@ -194,11 +196,17 @@ struct Stage1 {
                                  first_token + tile * kWarps * kTileTokens + lane, loader.page, 0);
                 }
             };
-            const auto write_meta = [&](uint32_t slot) {
+            // The two halves of filling a stage; `locate` has been called between K and V of one tile only once.
+            const auto fill_k = [&](uint32_t offset, uint32_t tile) {
+                report(loader.locate(), tile);
+                loader.copy_k(ring_address + offset, lane);
+                loader.copy_pages(ring_address + offset, lane);
+            };
+            const auto fill_v = [&](uint32_t offset) {
+                uint8_t* stage = ring + offset;
                 const uint32_t misaligned = loader.misaligned_rows(lane);
-                if (lane == 0) {
-                    *reinterpret_cast<uint2*>(ring + slot * T::kStageBytes + T::kMetaAt) = make_uint2(loader.live, misaligned);
-                }
+                if (lane == 0) *reinterpret_cast<uint2*>(stage + T::kMetaAt) = make_uint2(loader.live, misaligned);
+                loader.copy_v(ring_address + offset, lane);
             };
 
             typename Arith::RawQuery raw_query;
@@ -207,67 +215,66 @@ struct Stage1 {
 #pragma unroll
             for (int i = 0; i < T::kNumStages; ++i) pages[i] = loader.read_page(loader.position + i * kWarps * kTileTokens);
             arith.fetch_query(p, rows, item.request_idx, raw_query);
+            const uint32_t kv_len = reinterpret_cast<const uint32_t*>(p.kv_lens)[item.request_idx];
 #pragma unroll
             for (int i = 0; i < T::kNumStages; ++i) {
-                if (static_cast<uint32_t>(i) < num_tiles) {
-                    loader.page = pages[i];
-                    report(loader.locate(), i);
-                    write_meta(i);
-                    loader.copy_k(ring_address + i * T::kStageBytes, lane);
-                    loader.copy_pages(ring_address + i * T::kStageBytes, lane);
-                    ptx::cp_async_commit();
-                    loader.copy_v(ring_address + i * T::kStageBytes, lane);
-                } else {
-                    ptx::cp_async_commit();
-                }
+                if (lane < kTileTokens) reinterpret_cast<int32_t*>(ring + i * T::kStageBytes + T::kPagesAt)[lane] = pages[i];
+            }
+            __syncwarp();
+#pragma unroll 1
+            for (uint32_t i = 0; i < T::kNumStages; ++i) {
+                uint8_t* stage = ring + i * T::kStageBytes;
+                loader.page = reinterpret_cast<const int32_t*>(stage + T::kPagesAt)[lane & 15];
+                __syncwarp();
+                if (i < num_tiles) fill_k(i * T::kStageBytes, i);
+                ptx::cp_async_commit();
+                if (i < num_tiles) fill_v(i * T::kStageBytes);
                 ptx::cp_async_commit();
             }
 
-            const Visibility visibility(p, reinterpret_cast<const uint32_t*>(p.kv_lens)[item.request_idx]);
+            const Visibility visibility(p, kv_len);
+            const int32_t clear_begin = visibility.clear_begin();
+            const int32_t clear_end = visibility.clear_end() - kTileTokens;
+            const bool transformed = p.soft_cap > 0.0f || p.alibi_slopes != 0;
             arith.load_query(p, raw_query, warp);
             arith.clear();
             state.clear();
 
-            uint32_t slot = 0;
+            uint32_t offset = 0;  // of the tile's stage in the ring
+            int32_t tile_token = static_cast<int32_t>(first_token);
+#pragma unroll 1
             for (uint32_t tile = 0; tile < num_tiles; ++tile) {
-                uint8_t* stage = ring + slot * T::kStageBytes;
-                const uint32_t stage_address = ring_address + slot * T::kStageBytes;
                 const bool refill = tile + T::kNumStages < num_tiles;
+                const uint8_t* stage = ring + offset;
                 ptx::cp_async_wait<2 * T::kNumStages - 1>();
                 __syncwarp();
                 const uint2 meta = *reinterpret_cast<const uint2*>(stage + T::kMetaAt);
                 loader.page = reinterpret_cast<const int32_t*>(stage + T::kPagesAt)[lane & 15];
+                const uint32_t misaligned = T::kGroups == Groups::k8 ? 0 : meta.y;
                 float scores[kRowTiles][4];
-                arith.score(stage, meta.y, scores);
+                arith.score(stage, misaligned, scores);
 
-                __syncwarp();  // K's slot is read, and so is meta
-                if (refill) {
-                    report(loader.locate(), tile + T::kNumStages);
-                    loader.copy_k(stage_address, lane);
-                    loader.copy_pages(stage_address, lane);
-                }
+                __syncwarp();  // K's slot is read, and so are meta and the pages
+                if (refill) fill_k(offset, tile + T::kNumStages);
                 ptx::cp_async_commit();
                 ptx::cp_async_wait<2 * T::kNumStages - 1>();
                 __syncwarp();
 
                 int token_exponents[2];
-                arith.prepare_values(stage, meta.y, token_exponents);
-                const int32_t tile_token = static_cast<int32_t>(first_token + tile * kWarps * kTileTokens);
-                if (p.soft_cap > 0.0f || p.alibi_slopes != 0) transform(p, rows, visibility, tile_token, arith, scores);
+                const bool shifted = arith.prepare_values(stage, misaligned, token_exponents);
+                if (transformed) transform(p, rows, visibility, tile_token, arith, scores);
                 const uint32_t live = meta.x | (mutant(3) ? 0xffffu : 0u);
-                if ((live & 0xffffu) != 0xffffu || !visibility.sees_all(tile_token, tile_token + kTileTokens)) {
+                if ((live & 0xffffu) != 0xffffu || tile_token < clear_begin || tile_token > clear_end) {
                     mask(rows, visibility, tile_token, live, arith, scores);
                 }
-                state.update(scores, token_exponents, arith.out);
+                state.update(scores, shifted, token_exponents, arith.out);
                 arith.accumulate(stage, scores);
 
                 __syncwarp();  // V's slot is read
-                if (refill) {
-                    write_meta(slot);
-                    loader.copy_v(stage_address, lane);
-                }
+                if (refill) fill_v(offset);
                 ptx::cp_async_commit();
-                slot = slot + 1 == T::kNumStages ? 0 : slot + 1;
+                tile_token += kWarps * kTileTokens;
+                offset = offset == (T::kNumStages - 1) * T::kStageBytes ? 0 : offset + T::kStageBytes;
             }
             finish_item(p, item, rows, arith, state, shared, warp);
         }

@@ -5,12 +5,11 @@
 
 namespace kv8 {
 
-constexpr uint32_t kMagicXor = 0x64806480u;
-constexpr uint32_t kMagicBias = 0x64806480u;  // 1152 twice
+constexpr uint32_t kMagic = 0x64806480u;  // 1152 twice
 
 // Bytes 0 and 2 of `word` as exact f16 values.
 __device__ __forceinline__ uint32_t even_codes(uint32_t word) {
-    return ptx::sub_f16x2((word & 0x00ff00ffu) ^ kMagicXor, kMagicBias);
+    return ptx::sub_f16x2(ptx::mask_flip<0x00ff00ffu, kMagic>(word), kMagic);
 }
 
 // Bytes 1 and 3 of `word` as exact f16 values.

@@ -17,6 +17,7 @@ namespace kv8 {
 
 constexpr float kHeadroom = 15.0f;
 constexpr float kBias = 8.0f;
+constexpr float kWideMargin = 9.0f;  // less of both where the values of a tile carry exponents (f16 scales: at most 2^8)
 
 // ROW_TILES tiles of 8 rows; a lane sees rows 2 * (lane % 4) + {0, 1} of each, at tokens lane / 4 + {0, 8}.
 // EXACT: exp2f instead of ex2.approx.
@@ -38,24 +39,26 @@ struct OnlineState {
         }
     }
 
-    static __device__ __forceinline__ float power(float x) { return EXACT ? exp2f(x) : ptx::ex2_approx(x); }
+    static __device__ __forceinline__ float power(float x) { return EXACT ? exp2f(x) : ptx::ex2_approx_ftz(x); }
 
-    // Turns scores (masked ones -inf) into weights, in place. exponents: of this lane's two tokens.
+    // Turns scores (masked ones -inf) into weights, in place. exponents: of this lane's two tokens, if `shifted` (warp-uniform).
     template <int OUT_TILES>
-    __device__ __forceinline__ void update(float (&scores)[ROW_TILES][4], const int (&exponents)[2],
+    __device__ __forceinline__ void update(float (&scores)[ROW_TILES][4], bool shifted, const int (&exponents)[2],
                                            float (&out)[OUT_TILES][ROW_TILES][4]) {
-        const float shift[2] = {static_cast<float>(exponents[0]), static_cast<float>(exponents[1])};
+        const float margin = !SPLIT && shifted ? kWideMargin : 0.0f;
+        const float headroom = kHeadroom - margin;
+        const float shift[2] = {SPLIT ? static_cast<float>(exponents[0]) : 0.0f, SPLIT ? static_cast<float>(exponents[1]) : 0.0f};
         bool rises = false;
 #pragma unroll
         for (int tile = 0; tile < ROW_TILES; ++tile) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
                 const float above = scores[tile][e] - reference[tile][e % 2];
-                rises |= above + (shift[e / 2] - out_exponent[tile][e % 2]) > kHeadroom;
-                if (SPLIT) rises |= above > kHeadroom;
+                rises |= above > headroom;
+                if (SPLIT) rises |= above + (shift[e / 2] - out_exponent[tile][e % 2]) > kHeadroom;
             }
         }
-        if (__any_sync(kFullWarp, rises)) raise(scores, shift, out);
+        if (__any_sync(kFullWarp, rises)) raise(scores, headroom, kBias - margin, shift, out);
 #pragma unroll
         for (int tile = 0; tile < ROW_TILES; ++tile) {
 #pragma unroll
@@ -63,24 +66,29 @@ struct OnlineState {
                 const float above = scores[tile][e] - reference[tile][e % 2];
                 const float weight = power(above);
                 sum[tile][e % 2] += weight;
-                scores[tile][e] = SPLIT ? power(above + (shift[e / 2] - out_exponent[tile][e % 2]))
-                                        : weight * power_of_two(exponents[e / 2]);
+                scores[tile][e] = SPLIT ? power(above + (shift[e / 2] - out_exponent[tile][e % 2])) : weight;
+            }
+        }
+        if (!SPLIT && shifted) {
+#pragma unroll
+            for (int tile = 0; tile < ROW_TILES; ++tile) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) scores[tile][e] *= power_of_two(exponents[e / 2]);
             }
         }
     }
 
   private:
     template <int OUT_TILES>
-    __device__ __forceinline__ void raise(const float (&scores)[ROW_TILES][4], const float (&shift)[2],
-                                          float (&out)[OUT_TILES][ROW_TILES][4]) {
+    __device__ __forceinline__ void raise(const float (&scores)[ROW_TILES][4], float headroom, float bias,
+                                          const float (&shift)[2], float (&out)[OUT_TILES][ROW_TILES][4]) {
 #pragma unroll
         for (int tile = 0; tile < ROW_TILES; ++tile) {
             float factor[2];
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
                 const float s0 = scores[tile][j], s1 = scores[tile][2 + j];
-                const float top = column_max(SPLIT ? fmaxf(s0, s1) : fmaxf(s0 + shift[0], s1 + shift[1]));
-                const float fall = follow(reference[tile][j], top);
+                const float fall = follow(reference[tile][j], column_max(fmaxf(s0, s1)), headroom, bias);
                 sum[tile][j] *= power(fall);
                 factor[j] = fall;
                 if (SPLIT) {
@@ -103,10 +111,10 @@ struct OnlineState {
     }
 
     // Raises `current` if `top` passed it; returns how far it moved, as a negative number.
-    static __device__ __forceinline__ float follow(float& current, float top) {
-        if (!(top > current + kHeadroom)) return 0.0f;
+    static __device__ __forceinline__ float follow(float& current, float top, float headroom, float bias) {
+        if (!(top - current > headroom)) return 0.0f;
         const float before = current;
-        current = top - kBias;
+        current = top - bias;
         return before - current;
     }
 };
