@@ -1,9 +1,11 @@
 //! The conformance suite, stamped on every backend of the registry.
 
 use attn_backend::{Backend, BackendId, FormatKey, Operation, OperationKey, Registry};
-use attn_tests::conformance::{Effort, SUITES};
+use attn_tests::conformance::{Effort, SUITES, Suite};
 use attn_tests::count::{Ledger, num_cases};
+use attn_tests::forced_isa::ForcedIsa;
 use attn_tests::subject::Subject;
+use cpu_reference::Isa;
 use libtest_mimic::{Failed, Trial};
 use std::sync::Arc;
 
@@ -14,7 +16,14 @@ pub fn trials(ledger: &Arc<Ledger>) -> Vec<Trial> {
     let registry = Registry::builtin();
     let key = OperationKey { format: FormatKey::INT8_GROUP, operation: Operation::NormalDecode };
     let candidates = registry.candidates(&key).expect("a backend in every build");
-    let mut trials: Vec<Trial> = candidates.iter().flat_map(|backend| of_backend(backend, ledger)).collect();
+    let all = num_cases(2000);
+    let mut trials: Vec<Trial> =
+        candidates.iter().flat_map(|backend| of_backend(backend, all, ledger)).collect();
+    // The preferred instruction set is what the CPU backend itself runs.
+    for isa in Isa::ALL.into_iter().filter(|isa| *isa != Isa::best()) {
+        let forced: Arc<dyn Backend> = Arc::new(ForcedIsa(isa));
+        trials.extend(of_backend(&forced, all / 4, ledger));
+    }
     if !candidates.iter().any(|backend| backend.id() == BackendId::CUDA) {
         let reason = "not in this build: feature `cuda` is off".to_owned();
         trials.push(absent(BackendId::CUDA, reason, ledger));
@@ -22,16 +31,15 @@ pub fn trials(ledger: &Arc<Ledger>) -> Vec<Trial> {
     trials
 }
 
-fn of_backend(backend: &Arc<dyn Backend>, ledger: &Arc<Ledger>) -> Vec<Trial> {
+fn of_backend(backend: &Arc<dyn Backend>, num_cases: u32, ledger: &Arc<Ledger>) -> Vec<Trial> {
     let subject = Subject::new(Arc::clone(backend), ledger);
     if let Err(refusal) = subject.probe() {
         return vec![absent(backend.id(), refusal.to_string(), ledger)];
     }
-    let stamp = |suite: &'static attn_tests::conformance::Suite| {
+    let stamp = |suite: &'static Suite| {
         let subject = subject.clone();
         Trial::test(format!("conformance::{}::{}", subject.name, suite.name), move || {
-            let effort = Effort { num_cases: num_cases(2000) };
-            (suite.run)(&subject, &effort).map_err(Failed::from)
+            (suite.run)(&subject, &Effort { num_cases }).map_err(Failed::from)
         })
     };
     SUITES.iter().map(stamp).collect()
