@@ -16,6 +16,13 @@ pub fn quantize_value(x: f32, scale: f32) -> i8 {
 /// Quantizes one group. `codes` is as long as `values`, and every value is finite.
 ///
 /// Returns the stored scale, or `None` (and leaves `codes` alone) if the scale overflows its type.
+/// ```
+/// use kv_quant::{ScaleType, quantize_group};
+/// let mut codes = [0i8; 4];
+/// let scale = quantize_group(&[1.0, -0.5, 0.25, 0.003], ScaleType::F16, &mut codes).expect("no overflow");
+/// assert_eq!(scale.bits, 0x2009);
+/// assert_eq!(codes, [127, -63, 32, 0]);
+/// ```
 #[inline]
 pub fn quantize_group(values: &[f32], scale_type: ScaleType, codes: &mut [i8]) -> Option<StoredScale> {
     let amax = values.iter().fold(0f32, |amax, x| amax.max(x.abs()));
