@@ -1,6 +1,6 @@
 //! A cache on the device as the caller has it, and the same as the kernels take it.
 
-use kv_quant::{CacheLayout, PlaneId, Side};
+use kv_quant::{CacheLayout, MAX_BUFFERS, PlaneId, Side};
 
 use super::error::DeviceError;
 use super::memory::DeviceView;
@@ -52,7 +52,7 @@ impl CacheArgs<'_> {
             )));
         }
         for (buffer_idx, (buffer, len)) in buffers.iter().zip(lens).enumerate() {
-            need(&format!("cache buffer {buffer_idx}"), *buffer, *len)?;
+            need(BUFFER_NAMES.get(buffer_idx).copied().unwrap_or("cache buffer"), *buffer, *len)?;
         }
         let plane = |id: PlaneId| {
             let plane = layout.plane(id);
@@ -95,6 +95,10 @@ impl CacheArgs<'_> {
         })
     }
 }
+
+/// Names for messages, so that none has to be made on the hot path.
+const BUFFER_NAMES: [&str; MAX_BUFFERS] =
+    ["cache buffer 0", "cache buffer 1", "cache buffer 2", "cache buffer 3"];
 
 /// Refuses a view that is shorter than what will be read or written through it.
 pub(super) fn need(what: &str, view: DeviceView, len_bytes: u64) -> Result<(), DeviceError> {
