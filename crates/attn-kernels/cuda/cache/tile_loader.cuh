@@ -45,7 +45,6 @@ struct TileLoader {
     static constexpr uint32_t kScalePieces = T::kRawRowBytes / kScalePiece;
     static constexpr bool kLaneCodePiece = 32 % kCodePieces == 0;    // a lane copies the same piece of every row it copies
     static constexpr bool kLaneScalePiece = kPacked && 32 % kScalePieces == 0;
-    static constexpr uint32_t kTileStride = kWarps * kTileTokens;            // tokens from a warp's tile to its next
 
     // Of this kv head; where a warp's lanes cover whole rows, at the piece that this lane copies.
     const uint8_t* k_codes;
@@ -61,6 +60,13 @@ struct TileLoader {
     ScaleStride scale_slot_stride;
     uint32_t page_len_log2;
     uint32_t num_pages;
+    uint32_t tile_stride;   // tokens from a warp's tile to its next
+    uint32_t record_bytes;  // records that follow each other without a gap in a page of 16 or more; 0: none
+    uint32_t pitch;         // of rows in shared memory
+    uint32_t barriers;      // shared address of this warp's barriers
+    uint32_t run_slots;     // stages of the ring whose latest tile came as a run of records
+    uint32_t phases;        // parity of each stage's barriers
+    bool run;               // of the located tile
 
     const int32_t* page_row;
     uint32_t token_end;
@@ -71,7 +77,7 @@ struct TileLoader {
     uint32_t scale_offset_high;
     uint32_t live;  // tokens of the located tile that may be read
 
-    __device__ __forceinline__ TileLoader(const PagedCache& cache, uint32_t head_idx, uint32_t lane)
+    __device__ __forceinline__ TileLoader(const PagedCache& cache, uint32_t head_idx, uint32_t lane, uint32_t token_stride, uint32_t warp_shared)
         : k_copy(cache.k_scales, num_groups(cache.head_dim, cache.k_group_len), cache.scale_type),
           v_copy(cache.v_scales, num_groups(cache.head_dim, cache.v_group_len), cache.scale_type) {
         const uint32_t unit = scale_bytes(cache.scale_type);
@@ -94,19 +100,51 @@ struct TileLoader {
             k_scales += lane % kScalePieces * kScalePiece;
             v_scales += lane % kScalePieces * kScalePiece;
         }
-        ptx::keep(k_codes);
-        ptx::keep(v_codes);
-        ptx::keep(k_scales);
-        ptx::keep(v_scales);
-        ptx::keep(code_page_stride);
-        ptx::keep(code_slot_stride);
-        if constexpr (kPacked) {
-            ptx::keep(scale_page_stride);
-            ptx::keep(scale_slot_stride);
+        if constexpr (T::kRowTiles < 4) {  // with four row tiles there is no register to spare
+            ptx::keep(k_codes);
+            ptx::keep(v_codes);
+            ptx::keep(k_scales);
+            ptx::keep(v_scales);
+            ptx::keep(code_page_stride);
+            ptx::keep(code_slot_stride);
+            if constexpr (kPacked) {
+                ptx::keep(scale_page_stride);
+                ptx::keep(scale_slot_stride);
+            }
         }
         page_len_log2 = page_shift(cache);
         num_pages = cache.num_pages;
         page = 0;
+        tile_stride = token_stride;
+        barriers = warp_shared + T::kBarriersAt;
+        phases = 0;
+        find_records(cache);
+        if (record_bytes != 0 && lane == 0) {
+#pragma unroll
+            for (uint32_t i = 0; i < 2 * T::kNumStages; ++i) ptx::barrier_init(barriers + 8 * i);
+        }
+        ptx::fence_before_bulk_copies();
+        __syncwarp();
+    }
+
+    // A tile inside a page whose records are contiguous is one run of bytes: one bulk copy of a run moves 7 % more bytes a
+    // second than copies row by row.
+    __device__ __forceinline__ void find_records(const PagedCache& cache) {
+        const uint32_t unit = scale_bytes(cache.scale_type);
+        const uint64_t bytes = cache.k_codes.slot_stride;
+        const bool fits = ptx::kBulkCopies && bytes % 16 == 0 && bytes <= T::kPitch && cache.page_len >= kTileTokens &&
+                          cache.v_codes.slot_stride == bytes && cache.k_scales.slot_stride * unit == bytes &&
+                          cache.v_scales.slot_stride * unit == bytes &&
+                          cache.k_scales.base == cache.k_codes.base + T::kHeadDim &&
+                          cache.v_scales.base == cache.v_codes.base + T::kHeadDim &&
+                          cache.k_scales.head_stride * unit == cache.k_codes.head_stride &&
+                          cache.v_scales.head_stride * unit == cache.v_codes.head_stride &&
+                          cache.k_scales.page_stride * unit == cache.k_codes.page_stride &&
+                          cache.v_scales.page_stride * unit == cache.v_codes.page_stride;
+        record_bytes = fits ? static_cast<uint32_t>(bytes) : 0;
+        pitch = fits ? record_bytes : T::kPitch;
+        ptx::keep(record_bytes);
+        ptx::keep(pitch);
     }
 
     // Begins a range: `first` is the position of this lane's token in the warp's first tile.
@@ -114,6 +152,7 @@ struct TileLoader {
         page_row = row;
         position = first;
         token_end = end;
+        run_slots = ~0u;
     }
 
     __device__ __forceinline__ int32_t read_page(uint32_t at) const {
@@ -123,14 +162,14 @@ struct TileLoader {
     // Page indices travel a whole ring ahead, with the K copies of the tile before them in the same stage: under load a plain
     // load would wait behind all the copies in flight. Call after `locate` of the tile that the stage receives.
     __device__ __forceinline__ void copy_pages(uint32_t stage, uint32_t lane) const {
-        const uint32_t at = position + (T::kNumStages - 1) * kTileStride;
+        const uint32_t at = position + (T::kNumStages - 1) * tile_stride;
         if (lane < kTileTokens && at < token_end) {
             ptx::cp_async<4>(stage + T::kPagesAt + lane * 4, page_row + (at >> page_len_log2), 0);
         }
     }
 
-    // Turns `page` into offsets; true for a lane whose page index is out of range.
-    __device__ __forceinline__ bool locate() {
+    // Turns `page` into offsets; `lane_token` is lane % 16. True for a lane whose page index is out of range.
+    __device__ __forceinline__ bool locate(uint32_t lane_token) {
         const uint32_t slot = position & ((1u << page_len_log2) - 1);
         const bool inside = position < token_end;
         const bool readable = inside && static_cast<uint32_t>(page) < num_pages;
@@ -144,7 +183,9 @@ struct TileLoader {
             scale_offset = static_cast<uint32_t>(offset);
             scale_offset_high = readable ? static_cast<uint32_t>(offset >> 32) : ptx::kNowhere;
         }
-        position += kTileStride;
+        // Every token readable and the first of them at a multiple of 16: then the tile lies in one page.
+        run = record_bytes != 0 && live == kFullWarp && ((position ^ lane_token) & (kTileTokens - 1)) == 0;
+        position += tile_stride;
         return inside && !readable;
     }
 
@@ -155,28 +196,56 @@ struct TileLoader {
         return __ballot_sync(kFullWarp, ((base + scale_offset) & 2) != 0);
     }
 
-    __device__ __forceinline__ void copy_k(uint32_t stage, uint32_t lane) const {
-        copy_codes<T::kKPitch>(stage + T::kKCodesAt, k_codes, lane, 0);
-        copy_scales<T::kKScalePitch>(stage + T::kKScalesAt, k_scales, k_copy, lane, 0);
+    // Fills stage `slot` of the ring at shared address `stage` with K of the located tile; then fill_v with its V. All reads of
+    // the stage's K (V) must have been ordered by a warp barrier.
+    __device__ __forceinline__ void fill_k(uint32_t slot, uint32_t stage, uint32_t lane) {
+        if (run) {
+            if (!(run_slots >> slot & 1)) {  // the stage was last written row by row
+                ptx::fence_before_bulk_copies();
+                __syncwarp();
+            }
+            if (lane == 0) ptx::bulk_copy(stage + T::kKeysAt, run_source(k_codes), record_bytes * kTileTokens, barriers + 16 * slot);
+        } else {
+            copy_codes(stage + T::kKeysAt, k_codes, lane, 0);
+            copy_scales(stage + T::kKeysAt + T::kScalesAt, k_scales, k_copy, lane, 0);
+        }
+        run_slots = run ? run_slots | 1u << slot : run_slots & ~(1u << slot);
+        copy_pages(stage, lane);
     }
 
-    __device__ __forceinline__ void copy_v(uint32_t stage, uint32_t lane) const {
-        copy_codes<T::kVPitch>(stage + T::kVCodesAt, v_codes, lane, 16);
-        copy_scales<T::kVScalePitch>(stage + T::kVScalesAt, v_scales, v_copy, lane, 16);
+    __device__ __forceinline__ void fill_v(uint32_t slot, uint32_t stage, uint32_t lane) const {
+        if (run) {
+            if (lane == 16) {
+                ptx::bulk_copy(stage + T::kValuesAt, run_source(v_codes), record_bytes * kTileTokens, barriers + 16 * slot + 8);
+            }
+        } else {
+            copy_codes(stage + T::kValuesAt, v_codes, lane, 16);
+            copy_scales(stage + T::kValuesAt + T::kScalesAt, v_scales, v_copy, lane, 16);
+        }
+    }
+
+    // Waits for one plane (0 = K, 1 = V) of a tile that came as a run. Row-by-row copies are awaited by group.
+    __device__ __forceinline__ void wait_for_run(uint32_t slot, uint32_t plane) const {
+        ptx::barrier_wait(barriers + 16 * slot + 8 * plane, phases >> slot & 1);
     }
 
   private:
+    // For lanes 0 (K) and 16 (V): they hold the tile's first offset, and the copy of a row starts at piece 0 for them.
+    __device__ __forceinline__ const uint8_t* run_source(const uint8_t* plane) const {
+        static_assert(!kLaneCodePiece || 16 % kCodePieces == 0);
+        return plane + static_cast<uint64_t>(code_offset) * 16;
+    }
+
     // Neighbouring lanes take neighbouring pieces, so that the copies of eight lanes cover whole sectors.
-    template <int PITCH>
     __device__ __forceinline__ void copy_codes(uint32_t dst, const uint8_t* plane, uint32_t lane, uint32_t owner) const {
         if constexpr (kLaneCodePiece) {
             constexpr uint32_t kRowStep = 32 / kCodePieces;
             const uint32_t first_row = lane / kCodePieces;
-            const uint32_t to = dst + first_row * PITCH + lane % kCodePieces * 16;
+            const uint32_t to = dst + first_row * pitch + lane % kCodePieces * 16;
 #pragma unroll
             for (uint32_t i = 0; i < kTileTokens / kRowStep; ++i) {
                 const uint32_t offset = __shfl_sync(kFullWarp, code_offset, owner + first_row + kRowStep * i);
-                ptx::cp_async<16>(to + kRowStep * i * PITCH, plane + static_cast<uint64_t>(offset) * 16, offset);
+                ptx::cp_async<16>(to + kRowStep * i * pitch, plane + static_cast<uint64_t>(offset) * 16, offset);
             }
         } else {
 #pragma unroll
@@ -184,12 +253,11 @@ struct TileLoader {
                 const uint32_t row = (lane + 32 * i) / kCodePieces;
                 const uint32_t piece = (lane + 32 * i) % kCodePieces;
                 const uint32_t offset = __shfl_sync(kFullWarp, code_offset, owner + row);
-                ptx::cp_async<16>(dst + row * PITCH + piece * 16, plane + piece * 16 + static_cast<uint64_t>(offset) * 16, offset);
+                ptx::cp_async<16>(dst + row * pitch + piece * 16, plane + piece * 16 + static_cast<uint64_t>(offset) * 16, offset);
             }
         }
     }
 
-    template <int PITCH>
     __device__ __forceinline__ void copy_scales(uint32_t dst, const uint8_t* plane, const ScaleCopy& copy, uint32_t lane,
                                                 uint32_t owner) const {
         if constexpr (kPacked) {
@@ -202,7 +270,7 @@ struct TileLoader {
                 const uint32_t offset = __shfl_sync(kFullWarp, scale_offset, owner + row);
                 const uint8_t* src = plane + (kLaneScalePiece ? 0 : piece * kScalePiece) + static_cast<uint64_t>(offset) * kScalePiece;
                 if (kCopies % 32 == 0 || idx < kCopies) {
-                    ptx::cp_async<kScalePiece>(dst + row * PITCH + piece * kScalePiece, src, offset);
+                    ptx::cp_async<kScalePiece>(dst + row * pitch + piece * kScalePiece, src, offset);
                 }
             }
         } else {
@@ -214,7 +282,7 @@ struct TileLoader {
                 if (first + lane >= kTileTokens << copy.pieces_log2 || piece >= copy.num_pieces) continue;
                 const uint8_t* src = plane + (static_cast<uint64_t>(high) << 32 | low);
                 const uint32_t at = piece << copy.piece_log2;
-                const uint32_t to = dst + row * PITCH + at;
+                const uint32_t to = dst + row * pitch + at;
                 if (copy.piece_log2 == 4) {
                     ptx::cp_async<16>(to, src + at, high);
                 } else if (copy.piece_log2 == 3) {

@@ -235,7 +235,7 @@ class Decode:
     """One decode problem on the device, ready to launch."""
 
     def __init__(self, kernels, cache, table, kv_lens, q, out_type, plan, *, starts=None, row_stride=0, window=0, soft_cap=0.0,
-                 softmax_scale=None, alibi=None, sinks=None, force=None, lse=True, partials=None):
+                 softmax_scale=None, alibi=None, sinks=None, force=None, lse=True, partials=None, heads_per_cta=1):
         self.k, self.cache, self.q = kernels, cache, q
         self.batch, self.q_len, self.q_heads, self.dim = q.shape
         self.out = torch.full(q.shape, float("nan"), dtype=FLOATS[out_type][1], device=DEV)
@@ -263,12 +263,15 @@ class Decode:
         rows = self.q_heads // cache.heads * self.q_len
         self.symbol = force or pick(kernels, cache, rows)
         row_tiles = kernels.by_symbol[self.symbol]["row_tiles"]
-        self.grid = (self.num_workers * cache.heads, -(-rows // (8 * row_tiles)), 1)
+        if query_in_shared(kernels.by_symbol[self.symbol]) or cache.heads % heads_per_cta:
+            heads_per_cta = 1
+        self.block = (128 // heads_per_cta, heads_per_cta, 1)
+        self.grid = (self.num_workers * cache.heads // heads_per_cta, -(-rows // (8 * row_tiles)), 1)
         total_rows = self.q_heads * self.q_len
         self.grid2 = (min(total_rows, max(1, 132 * 8 // self.batch)), self.batch, 1)
 
     def stage1(self):
-        self.k.launch(self.symbol, self.grid, (128, 1, 1), self.params)
+        self.k.launch(self.symbol, self.grid, self.block, self.params)
 
     def stage2(self):
         self.k.launch("kv8_stage2", self.grid2, (self.dim // 4, 8, 1), self.params, dependent=True)
@@ -276,6 +279,11 @@ class Decode:
     def run(self):
         self.stage1()
         self.stage2()
+
+
+def query_in_shared(row):
+    tiles, steps = row["row_tiles"], row["head_dim"] // 16
+    return row["arithmetic"] == "mma" and (tiles * steps * 2 > 32 or tiles == 4)
 
 
 def pick(kernels, cache, rows, arithmetic="mma"):
@@ -429,6 +437,7 @@ class Case:
         self.fixed = int(rng.choice([0, 0, 64, 128, 512]))
         self.magnitude = pick_("usual", "usual", "usual", "mixed", "wide", "tiny")
         self.bad_page = rng.random() < 0.08
+        self.heads_per_cta = pick_(1, 1, 2, 4)
         self.rng = rng
 
     def __str__(self):
@@ -508,7 +517,7 @@ def run_case(kernels, seed, stats):
         out, bound, lse, lse_bound = stats["ref"](case, cache, rows, q, alibi, sinks, scale, mma)
         runs = []
         for _ in range(2):
-            decode = Decode(kernels, cache, table, case.lens, q, case.out_type, plan, force=symbol, **common)
+            decode = Decode(kernels, cache, table, case.lens, q, case.out_type, plan, force=symbol, heads_per_cta=case.heads_per_cta, **common)
             decode.run()
             runs.append(decode)
         torch.cuda.synchronize()
@@ -814,7 +823,7 @@ def bandwidth(kernels):
 
 def bench_case(kernels, lens, *, heads=8, gqa=4, dim=128, k_group=8, scale="f16", layout="native", page_len=16, q_len=1,
                ctas=None, workers=None, reader=True, force=None, shuffled=True, window=0, soft_cap=0.0, sinks=False, fixed=0,
-               q_type="bf16", pool_bytes=330e6):
+               q_type="bf16", pool_bytes=330e6, heads_per_cta=1):
     batch, tokens = len(lens), sum(lens)
     unit = 4 if scale == "f32" else 2
     row_bytes = dim + dim // k_group * unit
@@ -836,7 +845,7 @@ def bench_case(kernels, lens, *, heads=8, gqa=4, dim=128, k_group=8, scale="f16"
     symbol = force or pick(kernels, cache, rows)
     info = kernels.by_symbol[symbol]
     blocks = -(-rows // (8 * info["row_tiles"]))
-    count = workers or max(1, 132 * (ctas or info["min_ctas"]) // heads // blocks)
+    count = workers or max(1, 132 * (ctas or info["min_ctas"]) * heads_per_cta // heads // blocks)
     plan = plan_fixed(lens, q_len, window, count, fixed) if fixed else plan_stream(lens, q_len, window, count)
     decodes, partials = [], None
     stride = max(per_page)
@@ -848,7 +857,7 @@ def bench_case(kernels, lens, *, heads=8, gqa=4, dim=128, k_group=8, scale="f16"
             table[r, :n] = part[at : at + n]
             at += n
         decode = Decode(kernels, cache, table, lens, q, q_type, plan, row_stride=stride, force=symbol, partials=partials,
-                        window=window, soft_cap=soft_cap, sinks=sink, lse=False)
+                        window=window, soft_cap=soft_cap, sinks=sink, lse=False, heads_per_cta=heads_per_cta)
         partials = (decode.partial_o, decode.partial_ml)
         decodes.append(decode)
     repeat = max(1, 16 // copies)
@@ -857,8 +866,8 @@ def bench_case(kernels, lens, *, heads=8, gqa=4, dim=128, k_group=8, scale="f16"
     floor = None
     name = f"kv8_reader_d{dim}_{'g8' if k_group == 8 else 'g16'}_sf16"
     if reader and scale == "f16" and name in kernels.by_symbol:
-        grid = (decodes[0].num_workers * heads, 1, 1)
-        floor = median_us([(lambda d=d: kernels.launch(name, grid, (128, 1, 1), d.params)) for d in decodes] * repeat)
+        grid = (decodes[0].grid[0], 1, 1)
+        floor = median_us([(lambda d=d: kernels.launch(name, grid, decodes[0].block, d.params)) for d in decodes] * repeat)
     seen = 2 * heads * row_bytes * sum(n - visible_start(n, q_len, window) for n in lens)
     result = dict(us=full, stage1_us=alone, reader_us=floor, mb=seen / 1e6, gb_per_s=seen / full / 1e3, symbol=symbol,
                   workers=decodes[0].num_workers)
