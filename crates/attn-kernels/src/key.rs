@@ -85,6 +85,8 @@ pub struct Instance {
     pub key: KernelKey,
     /// Blocks that a multiprocessor of sm_90 holds at once.
     pub min_ctas: u32,
+    /// kv heads that a block may take, a warp each, instead of one head with four warps along its tokens.
+    pub max_heads: u32,
     /// Tiles of 16 tokens in flight a warp.
     pub stages: u32,
     /// Dynamic shared memory of a launch, in bytes.

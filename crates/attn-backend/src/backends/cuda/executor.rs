@@ -200,6 +200,8 @@ impl CudaExecutor {
             worker_starts,
             request_partials,
             num_workers: plan.worker_starts().len().saturating_sub(1) as u32,
+            // A session plans by one configuration, whatever the step.
+            heads_per_block: 1,
             has_partials: plan.num_partials() > 0,
         };
         self.planned =
