@@ -121,6 +121,8 @@ def run_case(kernels, seed, stats):
         symbols.append(f"kv8_stage1_d{case.dim}_gx_sx_n1")
     if natural[-1] in "24":
         symbols.append(natural[:-1] + "1")
+    if kernels.only_dim:
+        symbols = [f"kv8_stage1_d{case.dim}_gx_sx_n1", f"kv8_stage1_d{case.dim}_gx_sx_n1_f32"]
     for symbol in symbols:
         mma = not symbol.endswith("_f32")
         out, bound, lse, lse_bound = stats["ref"](case, cache, rows, q, alibi, sinks, scale, mma)
