@@ -7,6 +7,7 @@
 #include <cfloat>
 
 #include "../cache/paged_cache.cuh"
+#include "../common/ptx.cuh"
 #include "../common/warp.cuh"
 #include "../params/append.h"
 #include "../quant/scale.cuh"
@@ -95,6 +96,8 @@ __device__ __forceinline__ void append_row(const AppendParams& p, const RowPlace
 }
 
 __device__ __forceinline__ void append(const AppendParams& p) {
+    ptx::launch_dependents();
+    ptx::wait_for_previous();
     const uint32_t lanes = row_lanes(p.cache.head_dim);
     const uint64_t pair = static_cast<uint64_t>(blockIdx.x) * (kAppendThreads / lanes) + threadIdx.x / lanes;
     const uint32_t lane_in_row = threadIdx.x % lanes;

@@ -121,7 +121,7 @@ struct TileLoader {
         phases = 0;
         // A tile of records inside a page is one run of bytes: one bulk copy of a run moves more bytes a second than copies
         // row by row.
-        record_bytes = ptx::kBulkCopies && cache.record_bytes <= T::kPitch ? cache.record_bytes : 0;
+        record_bytes = ptx::kBulkCopies && cache.page_len >= kTileTokens && cache.record_bytes <= T::kPitch ? cache.record_bytes : 0;
         pitch = record_bytes != 0 ? record_bytes : T::kPitch;
         ptx::keep(record_bytes);
         ptx::keep(pitch);

@@ -7,6 +7,7 @@
 // 16-token tiles w, w + token warps, ... counted from the item's first token, with its own cp.async ring and its own softmax
 // state. There is no block barrier until the warps are merged, in fixed order: the bits of a result depend on the item's bounds
 // and the block's shape alone. Variants that keep their queries in shared memory take one head a CTA.
+// May be launched as a programmatic dependent of the kernel before it.
 // An item without a partial writes out and lse; the others write (o, m, l) for stage 2.
 //
 // A step: wait K, score, refill K's slot; wait V, weigh, accumulate, refill V's slot. K and V are separate copy groups, so
@@ -179,17 +180,19 @@ struct Stage1 {
         const uint32_t ring_idx = threadIdx.y * token_warps + warp;
         const QueryRows rows(p, kv_head, blockIdx.y * T::kRows);
         ptx::launch_dependents();
-        if (rows.first >= rows.total) return;
 
-        const uint32_t* worker_starts = reinterpret_cast<const uint32_t*>(p.worker_starts);
-        const WorkItem* items = reinterpret_cast<const WorkItem*>(p.items);
-        const uint32_t item_end = worker_starts[worker + 1];
         uint8_t* ring = shared + ring_idx * T::kWarpBytes;
         uint32_t ring_address = ptx::shared_address(ring);
         ptx::keep(ring_address);
         TileLoader<T> loader(p.cache, kv_head, lane, tile_stride, ring_address);
         Arith arith(p, lane, loader.pitch, ring, shared + T::kQueryAt);
         OnlineState<kRowTiles, T::kAlwaysNormalize, kExact> state;
+        ptx::wait_for_previous();  // nothing of device memory is read before this
+        if (rows.first >= rows.total) return;
+
+        const uint32_t* worker_starts = reinterpret_cast<const uint32_t*>(p.worker_starts);
+        const WorkItem* items = reinterpret_cast<const WorkItem*>(p.items);
+        const uint32_t item_end = worker_starts[worker + 1];
 
         for (uint32_t item_idx = worker_starts[worker]; item_idx < item_end; ++item_idx) {
             const uint4 words = *reinterpret_cast<const uint4*>(items + item_idx);

@@ -87,7 +87,7 @@ def check_append(kernels, seconds, seed):
         if bad and tokens > 4:
             slots[1] = rng.choice([-2, num_pages * page_len, 2**40])
             t, i, h, c = 2, int(rng.integers(2)), int(rng.integers(heads)), int(rng.integers(dim))
-            data[i][t * stride + h * dim + c] = float(rng.choice([math.nan, math.inf, -math.inf]))
+            data[i][t * stride + h * dim + c] = float(rng.choice([math.nan, math.inf, -math.inf] + ([1e9] if scale == "f16" and kind != "f16" else [])))
             poisoned = {(t, i, h)}
         before = [b.clone() for b in cache.buffers]
         error = torch.zeros(8, dtype=torch.int32, device=DEV)

@@ -259,14 +259,14 @@ class Decode:
         total_rows = self.q_heads * self.q_len
         self.grid2 = (min(total_rows, max(1, 132 * 8 // self.batch)), self.batch, 1)
 
-    def stage1(self):
-        self.k.launch(self.symbol, self.grid, self.block, self.params)
+    def stage1(self, dependent=False):
+        self.k.launch(self.symbol, self.grid, self.block, self.params, dependent=dependent)
 
     def stage2(self):
         self.k.launch("kv8_stage2", self.grid2, (self.dim // 4, 8, 1), self.params, dependent=True)
 
     def run(self):
-        self.stage1()
+        self.stage1(dependent=True)
         self.stage2()
 
 
