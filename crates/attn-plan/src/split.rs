@@ -1,0 +1,88 @@
+//! How a batch is to be cut: the policy and its numbers.
+
+use crate::Error;
+
+/// What a split may depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SplitPolicy {
+    /// Work is cut so that all workers finish together; a request's bits may depend on its neighbours, never on timing.
+    Throughput,
+    /// A request is cut at multiples of `split_len` tokens whatever its neighbours are, so its bits are its own.
+    BatchInvariant {
+        /// Tokens of a split; a multiple of the tile.
+        split_len: u32,
+    },
+}
+
+impl std::fmt::Display for SplitPolicy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            SplitPolicy::Throughput => f.write_str("throughput"),
+            SplitPolicy::BatchInvariant { split_len } => write!(f, "batch-invariant({split_len})"),
+        }
+    }
+}
+
+/// The facts and numbers from which a [`crate::SplitPlan`] follows.
+/// ```
+/// use attn_plan::{Error, SplitConfig, SplitPolicy};
+/// let config = SplitConfig::throughput(33);
+/// assert_eq!((config.tile_len, config.check()), (64, Ok(())));
+/// let config = config.with_policy(SplitPolicy::BatchInvariant { split_len: 100 });
+/// assert_eq!(config.check(), Err(Error::SplitLen { split_len: 100, tile_len: 64 }));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SplitConfig {
+    /// What a split may depend on.
+    pub policy: SplitPolicy,
+    /// Workers that run at once for each kv head: CPU threads, or resident CTAs over the kv heads.
+    pub num_workers: u32,
+    /// Splits are cut at multiples of this many tokens.
+    pub tile_len: u32,
+    /// What starting and merging one work item costs, in tiles.
+    pub item_overhead: u32,
+    /// The fewest tiles worth a split of their own.
+    pub min_split_tiles: u32,
+}
+
+impl SplitConfig {
+    /// Throughput policy with tiles of 64 tokens.
+    pub fn throughput(num_workers: u32) -> Self {
+        Self {
+            policy: SplitPolicy::Throughput,
+            num_workers,
+            tile_len: 64,
+            item_overhead: 1,
+            min_split_tiles: 1,
+        }
+    }
+
+    /// The same numbers under another policy.
+    pub fn with_policy(self, policy: SplitPolicy) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// Tiles between the cuts of [`SplitPolicy::BatchInvariant`]; 0 for the other policy.
+    pub(crate) fn split_tiles(&self) -> u32 {
+        match self.policy {
+            SplitPolicy::Throughput => 0,
+            SplitPolicy::BatchInvariant { split_len } => split_len / self.tile_len.max(1),
+        }
+    }
+
+    /// Refuses numbers that no plan can follow.
+    pub fn check(&self) -> Result<(), Error> {
+        if self.num_workers == 0 || self.num_workers > 1 << 20 {
+            return Err(Error::NumWorkers(self.num_workers));
+        }
+        if self.tile_len == 0 || self.tile_len > 65536 {
+            return Err(Error::TileLen(self.tile_len));
+        }
+        match self.policy {
+            SplitPolicy::BatchInvariant { split_len } if split_len == 0 || split_len % self.tile_len != 0 => {
+                Err(Error::SplitLen { split_len, tile_len: self.tile_len })
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Properties of the split schedule: every visible token in exactly one item, workers balanced, invariance.
+
+use attn_plan::{DecodeSpec, NO_PARTIAL, SplitConfig, SplitPlan, SplitPolicy};
+use proptest::prelude::*;
+
+fn policies() -> impl Strategy<Value = SplitPolicy> {
+    prop_oneof![
+        Just(SplitPolicy::Throughput),
+        (1u32..9).prop_map(|n| SplitPolicy::BatchInvariant { split_len: n * 64 }),
+    ]
+}
+
+fn configs() -> impl Strategy<Value = SplitConfig> {
+    (policies(), 1u32..200, prop::sample::select(vec![16u32, 32, 64]), 0u32..8, 1u32..5).prop_map(
+        |(policy, num_workers, tile_len, item_overhead, min_split_tiles)| SplitConfig {
+            policy,
+            num_workers,
+            tile_len,
+            item_overhead,
+            min_split_tiles,
+        },
+    )
+}
+
+fn lens() -> impl Strategy<Value = Vec<u32>> {
+    prop::collection::vec(prop_oneof![Just(0u32), 1u32..70, 1u32..5000, 60_000u32..1_048_577], 0..40)
+}
+
+fn specs() -> impl Strategy<Value = DecodeSpec> {
+    (1u32..9, prop::option::of(1u32..3000)).prop_map(|(q_len, window)| DecodeSpec {
+        q_len,
+        window,
+        ..DecodeSpec::new(32, 8, 128)
+    })
+}
+
+proptest! {
+    #[test]
+    fn every_visible_token_is_in_one_item(spec in specs(), lens in lens(), config in configs()) {
+        let plan = SplitPlan::new(&spec, &lens, &config).unwrap();
+        let mut items = plan.items().iter().peekable();
+        for (request, &kv_len) in lens.iter().enumerate() {
+            let visible = spec.visible_any(kv_len);
+            let mut next = visible.start;
+            let mut partials = Vec::new();
+            let mut count = 0;
+            while let Some(item) = items.next_if(|item| item.request_idx as usize == request) {
+                prop_assert_eq!(item.token_start, next);
+                prop_assert!(item.num_tokens() > 0 || visible.is_empty());
+                next = item.token_end;
+                if item.partial_idx != NO_PARTIAL { partials.push(item.partial_idx) }
+                if next != visible.end { prop_assert_eq!(next % config.tile_len, 0) }
+                count += 1;
+            }
+            prop_assert_eq!(next, visible.end);
+            prop_assert_eq!(partials.len(), if count > 1 { count } else { 0 });
+            let range = plan.request_partials()[request]..plan.request_partials()[request + 1];
+            prop_assert_eq!(partials, range.collect::<Vec<_>>());
+        }
+        prop_assert!(items.next().is_none());
+        let starts = plan.worker_starts();
+        prop_assert_eq!(starts.len(), config.num_workers as usize + 1);
+        prop_assert!(starts.windows(2).all(|w| w[0] <= w[1]));
+        prop_assert_eq!(*starts.last().unwrap() as usize, plan.items().len());
+    }
+
+    #[test]
+    // At least 15 tiles a worker: whole tiles and one overhead leave at most 2 of 17 idle.
+    fn long_work_is_balanced(lens in prop::collection::vec(60_000u32..400_000, 1..30), workers in 1u32..60) {
+        let config = SplitConfig::throughput(workers);
+        let plan = SplitPlan::new(&DecodeSpec::new(8, 8, 64), &lens, &config).unwrap();
+        prop_assert!(plan.efficiency() > 0.88, "{plan}");
+    }
+
+    #[test]
+    fn invariant_cuts_do_not_see_neighbours(spec in specs(), lens in lens(), own in 0u32..100_000, at in 0usize..40,
+                                            config in configs(), split in 1u32..9) {
+        let config = config.with_policy(SplitPolicy::BatchInvariant { split_len: split * 64 });
+        let mut lens = lens;
+        let at = at.min(lens.len());
+        lens.insert(at, own);
+        let bounds = |plan: &SplitPlan, request: u32| -> Vec<(u32, u32, bool)> {
+            plan.items().iter().filter(|item| item.request_idx == request)
+                .map(|item| (item.token_start, item.token_end, item.partial_idx == NO_PARTIAL)).collect()
+        };
+        let crowd = SplitPlan::new(&spec, &lens, &config).unwrap();
+        let alone = SplitPlan::new(&spec, &[own], &config).unwrap();
+        prop_assert_eq!(bounds(&crowd, at as u32), bounds(&alone, 0));
+    }
+
+    #[test]
+    fn update_gives_what_new_gives(spec in specs(), first in lens(), second in lens(), config in configs()) {
+        let mut plan = SplitPlan::new(&spec, &first, &config).unwrap();
+        plan.update(&spec, &second, &config).unwrap();
+        prop_assert_eq!(plan, SplitPlan::new(&spec, &second, &config).unwrap());
+    }
+}

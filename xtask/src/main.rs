@@ -1,0 +1,63 @@
+//! Workspace commands, one file per command; `cargo xtask --help` lists them.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, reason = "a command line tool talks on stdout")]
+
+mod bench;
+mod bundle;
+mod ci;
+mod demo;
+mod kernels;
+mod package;
+#[path = "../../crates/attn-kernels/build/source_hash.rs"]
+mod source_hash;
+mod tidy;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Workspace commands of kv8.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure the kernels against the machine and the peers
+    Bench(bench::Args),
+    /// Collect tests and tools built with feature cuda into a folder for a GPU machine
+    Bundle(bundle::Args),
+    /// Run every check that a change must pass: what .ci/run does
+    Ci(ci::Args),
+    /// Decode real attention data through a session, and say what INT8 costs and saves
+    Demo(demo::Args),
+    /// Build the CUDA kernels into target/kernels (needs no GPU; finds or installs nvcc)
+    Kernels(kernels::Args),
+    /// Pack the crates with the kernel image inside, so that dependents need no nvcc
+    Package(package::Args),
+    /// Check the house rules that no compiler checks
+    Tidy(tidy::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Bench(args) => bench::run(&args),
+        Command::Bundle(args) => bundle::run(&args),
+        Command::Ci(args) => ci::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
+        Command::Package(args) => package::run(&args),
+        Command::Tidy(args) => tidy::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The chain of causes; a backtrace says nothing to who typed a command.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
