@@ -1,4 +1,9 @@
 //! The integration tests of the workspace, in one binary that can be carried to a machine with no Rust.
+#![allow(
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a test program: what cannot go on fails loudly, and what was run is printed"
+)]
 
 mod conformance;
 mod malformed;
