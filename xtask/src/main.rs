@@ -7,6 +7,7 @@ mod bundle;
 mod ci;
 mod demo;
 mod kernels;
+mod package;
 #[path = "../../crates/attn-kernels/build/source_hash.rs"]
 mod source_hash;
 mod tidy;
@@ -35,6 +36,8 @@ enum Command {
     Demo(demo::Args),
     /// Build the CUDA kernels into target/kernels (needs no GPU; finds or installs nvcc)
     Kernels(kernels::Args),
+    /// Pack the crates with the kernel image inside, so that dependents need no nvcc
+    Package(package::Args),
     /// Check the house rules that no compiler checks
     Tidy(tidy::Args),
 }
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Ci(args) => ci::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Kernels(args) => kernels::run(&args),
+        Command::Package(args) => package::run(&args),
         Command::Tidy(args) => tidy::run(&args),
     };
     match done {

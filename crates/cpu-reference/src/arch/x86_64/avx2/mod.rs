@@ -35,6 +35,7 @@ pub(super) unsafe fn load_bits(p: *const u8, n: usize) -> __m128i {
     unsafe {
         match n {
             1 => bits[0] = p.cast::<u16>().read_unaligned(),
+            2 => return _mm_cvtsi32_si128(p.cast::<i32>().read_unaligned()),
             4 => return _mm_cvtsi64_si128(p.cast::<i64>().read_unaligned()),
             8 => return _mm_loadu_si128(p.cast()),
             _ => std::ptr::copy_nonoverlapping(p, bits.as_mut_ptr().cast(), 2 * n),
