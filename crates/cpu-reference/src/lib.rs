@@ -1,1 +1,21 @@
-//! The f64 oracle and the CPU backend.
+//! The f64 oracle and the CPU backend of decode attention over an INT8 group-quantized KV cache.
+//!
+//! [`oracle`] is naive on purpose: f64, dense, unpaged, unplanned. It says what is right and, with [`Arithmetic`], how
+//! far a correct backend may be from it. [`decode`] and [`append()`] are the CPU backend: plan-driven, reading int8 in
+//! place, parallel over rayon's current pool, with bits that depend neither on timing nor on the number of threads.
+#![forbid(unsafe_code)]
+
+mod append;
+pub mod bound;
+mod error;
+mod host;
+pub mod oracle;
+mod stage1;
+mod stage2;
+mod workspace;
+
+pub use append::append;
+pub use bound::Arithmetic;
+pub use error::Error;
+pub use host::{decode, split_config};
+pub use workspace::Workspace;
