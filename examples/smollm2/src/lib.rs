@@ -1,0 +1,6 @@
+//! SmolLM2-135M on kv8: a real language model whose attention goes through our sessions.
+
+pub mod gguf;
+pub mod matrix;
+pub mod model;
+pub mod vocabulary;
