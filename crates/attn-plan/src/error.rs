@@ -137,8 +137,8 @@ pub enum Error {
         /// What it must be a multiple of.
         tile_len: u32,
     },
-    /// The batch would be cut into more pieces than an index can hold.
-    #[error("the plan needs {0} work items; valid: below 4294967295")]
+    /// The batch would be cut into too many pieces.
+    #[error("the plan needs {0} work items; valid: up to {max}", max = crate::MAX_ITEMS)]
     TooManyItems(u64),
     /// A workspace beyond u64.
     #[error("the workspace size overflows")]

@@ -10,13 +10,14 @@ mod error;
 mod partial;
 mod plan;
 mod request;
+mod schedule;
 mod spec;
 mod split;
 mod workspace;
 
 pub use error::Error;
 pub use partial::{Partial, SoftmaxState};
-pub use plan::{NO_PARTIAL, SplitPlan, WorkItem};
+pub use plan::{MAX_ITEMS, NO_PARTIAL, SplitPlan, WorkItem};
 pub use request::{DecodeRequest, PageRows, PageTable};
 pub use spec::{DecodeSpec, MAX_Q_HEADS, MAX_Q_LEN};
 pub use split::{SplitConfig, SplitPolicy};

@@ -1,11 +1,15 @@
 //! The split schedule: a batch's tokens cut into work items and dealt to workers.
 //!
-//! The token axes of all requests are laid end to end. Under [`SplitPolicy::Throughput`] they are cut into one
+//! The token axes of all requests are laid end to end. Under [`crate::SplitPolicy::Throughput`] they are cut into one
 //! contiguous stretch a worker, all of equal cost, wherever that falls ("stream-K"): a ragged batch is balanced by
-//! construction and there are no waves. Under [`SplitPolicy::BatchInvariant`] each request is cut at fixed positions
+//! construction and there are no waves. Under [`crate::SplitPolicy::BatchInvariant`] each request is cut at fixed positions
 //! and the pieces are dealt out whole. Every worker index stands for one worker of each kv head.
 
-use crate::{DecodeSpec, Error, SplitConfig, SplitPolicy};
+use crate::schedule::{Extent, Schedule};
+use crate::{DecodeSpec, Error, SplitConfig};
+
+/// A plan has at most this many items: more than any batch needs, and few enough to hold (256 MiB).
+pub const MAX_ITEMS: u64 = 1 << 24;
 
 /// `partial_idx` of an item that covers its whole request and writes the output itself.
 pub const NO_PARTIAL: u32 = u32::MAX;
@@ -42,13 +46,8 @@ pub struct SplitPlan {
     makespan: u64,
     /// Sum of all costs, in tiles.
     total: u64,
-}
-
-/// Hands items to workers in order.
-struct Dealer<'a> {
-    plan: &'a mut SplitPlan,
-    budget: u64,
-    room: u64,
+    /// Scratch: each request's visible tokens, in tiles.
+    extents: Vec<Extent>,
 }
 
 impl SplitPlan {
@@ -60,73 +59,50 @@ impl SplitPlan {
     }
 
     /// Plans another step in place. `spec` gives the mask, which bounds the tokens that are visible at all.
+    ///
+    /// # Errors
+    /// Those of [`SplitConfig::check`]; [`Error::TooManyItems`] above [`MAX_ITEMS`]. The plan stays as it was.
     pub fn update(&mut self, spec: &DecodeSpec, kv_lens: &[u32], config: &SplitConfig) -> Result<(), Error> {
         config.check()?;
-        let num_items = Self::max_items(spec, kv_lens, config)?;
-        if num_items >= u64::from(NO_PARTIAL) {
-            return Err(Error::TooManyItems(num_items));
+        let batch = kv_lens.len() as u64;
+        if batch > MAX_ITEMS {
+            return Err(Error::TooManyItems(batch));
         }
-        let budget = self.smallest_budget(spec, kv_lens, config);
-        self.deal(spec, kv_lens, config, budget);
-        self.number_partials(kv_lens.len());
-        self.config = Some(*config);
-        Ok(())
-    }
-
-    /// An upper bound of the items of any plan of these requests.
-    fn max_items(spec: &DecodeSpec, kv_lens: &[u32], config: &SplitConfig) -> Result<u64, Error> {
-        Ok(match config.policy {
-            SplitPolicy::Throughput => kv_lens.len() as u64 + u64::from(config.num_workers),
-            SplitPolicy::BatchInvariant { split_len } => kv_lens
-                .iter()
-                .map(|&kv_len| {
-                    let range = spec.visible_any(kv_len);
-                    u64::from(range.end.div_ceil(split_len) - range.start / split_len).max(1)
-                })
-                .sum(),
-        })
-    }
-
-    /// The smallest load a worker must bear so that `num_workers` suffice: bisection over the greedy deal.
-    fn smallest_budget(&self, spec: &DecodeSpec, kv_lens: &[u32], config: &SplitConfig) -> u64 {
-        let overhead = u64::from(config.item_overhead);
-        let piece = u64::from(config.min_split_tiles.max(1));
-        let tiles = |kv_len: &u32| tiles_of(spec.visible_any(*kv_len), config.tile_len) + overhead;
-        let total: u64 = kv_lens.iter().map(tiles).sum();
-        let workers = u64::from(config.num_workers);
-        let mut low = (total / workers).max(piece + overhead);
-        // With this much nearly every worker is at least half full even if each cut wastes a whole item.
-        let largest = match config.policy {
-            SplitPolicy::Throughput => piece + overhead,
-            SplitPolicy::BatchInvariant { split_len } => u64::from(split_len / config.tile_len) + overhead,
+        let mut extents = std::mem::take(&mut self.extents);
+        extents.clear();
+        extents.extend(kv_lens.iter().map(|&kv_len| Extent::of(spec.visible_any(kv_len), config.tile_len)));
+        let schedule = Schedule::new(&extents, config);
+        let num_items = schedule.max_items();
+        let result = if num_items > MAX_ITEMS {
+            Err(Error::TooManyItems(num_items))
+        } else {
+            self.deal(&schedule, config);
+            self.number_partials(kv_lens.len());
+            self.config = Some(*config);
+            Ok(())
         };
-        let mut high = low.max(2 * (total / workers + 1) + 2 * (largest + overhead));
-        while workers_needed(spec, kv_lens, config, high) > workers {
-            high *= 2;
-        }
-        while low < high {
-            let middle = low + (high - low) / 2;
-            if workers_needed(spec, kv_lens, config, middle) <= workers {
-                high = middle
-            } else {
-                low = middle + 1
-            }
-        }
-        high
+        self.extents = extents;
+        result
     }
 
-    fn deal(&mut self, spec: &DecodeSpec, kv_lens: &[u32], config: &SplitConfig, budget: u64) {
-        self.items.clear();
-        self.worker_starts.clear();
-        self.worker_starts.push(0);
-        self.total = 0;
-        self.makespan = 0;
-        let mut dealer = Dealer { plan: self, budget, room: budget };
-        cut(spec, kv_lens, config, budget, &mut |item, cost, new_worker| dealer.take(item, cost, new_worker));
-        self.makespan = self.makespan.max(budget.min(self.total));
-        while self.worker_starts.len() <= config.num_workers as usize {
-            self.worker_starts.push(self.items.len() as u32);
-        }
+    fn deal(&mut self, schedule: &Schedule<'_>, config: &SplitConfig) {
+        let Self { items, worker_starts, makespan, total, .. } = self;
+        items.clear();
+        worker_starts.clear();
+        worker_starts.push(0);
+        (*makespan, *total) = (0, 0);
+        let mut load = 0u64;
+        schedule.deal(schedule.smallest_budget(), &mut |item, cost, is_new_worker| {
+            if is_new_worker {
+                worker_starts.push(items.len() as u32);
+                load = 0;
+            }
+            load += cost;
+            *total += cost;
+            *makespan = (*makespan).max(load);
+            items.push(item);
+        });
+        worker_starts.resize(config.num_workers as usize + 1, items.len() as u32);
     }
 
     /// Gives partial indices to the items of split requests, in token order (items are in order already).
@@ -189,101 +165,22 @@ impl SplitPlan {
     /// Share of the workers' time that is spent on items if all tiles take equal time, 0 to 1.
     pub fn efficiency(&self) -> f64 {
         let workers = self.worker_starts.len().saturating_sub(1) as f64;
-        let span = (0..self.worker_starts.len().saturating_sub(1)).map(|w| self.load(w)).max().unwrap_or(0);
-        if span == 0 { 1.0 } else { self.total as f64 / (span as f64 * workers) }
+        if self.makespan == 0 { 1.0 } else { self.total as f64 / (self.makespan as f64 * workers) }
     }
 
     /// Cost of one worker's items, in tiles.
     pub fn load(&self, worker: usize) -> u64 {
         let Some(config) = &self.config else { return 0 };
         let cost = |item: &WorkItem| {
-            tiles_of(item.token_start..item.token_end, config.tile_len) + u64::from(config.item_overhead)
+            Extent::of(item.token_start..item.token_end, config.tile_len).tiles()
+                + u64::from(config.item_overhead)
         };
         self.worker_items(worker).iter().map(cost).sum()
     }
-}
 
-impl Dealer<'_> {
-    fn take(&mut self, item: WorkItem, cost: u64, new_worker: bool) {
-        if new_worker {
-            self.plan.worker_starts.push(self.plan.items.len() as u32);
-            self.room = self.budget;
-        }
-        self.room = self.room.saturating_sub(cost);
-        self.plan.items.push(item);
-        self.plan.total += cost;
-        self.plan.makespan = self.plan.makespan.max(cost);
-    }
-}
-
-/// Tiles that a range of tokens touches.
-fn tiles_of(range: std::ops::Range<u32>, tile_len: u32) -> u64 {
-    if range.is_empty() { 0 } else { u64::from(range.end.div_ceil(tile_len) - range.start / tile_len) }
-}
-
-fn workers_needed(spec: &DecodeSpec, kv_lens: &[u32], config: &SplitConfig, budget: u64) -> u64 {
-    let mut workers = 1;
-    cut(spec, kv_lens, config, budget, &mut |_, _, new_worker| workers += u64::from(new_worker));
-    workers
-}
-
-/// The greedy deal: walks the requests in order and calls `take(item, cost in tiles, starts a new worker)`.
-fn cut(
-    spec: &DecodeSpec,
-    kv_lens: &[u32],
-    config: &SplitConfig,
-    budget: u64,
-    take: &mut impl FnMut(WorkItem, u64, bool),
-) {
-    let overhead = u64::from(config.item_overhead);
-    let piece = u64::from(config.min_split_tiles.max(1));
-    let mut room = budget;
-    for (request, &kv_len) in kv_lens.iter().enumerate() {
-        let visible = spec.visible_any(kv_len);
-        let mut start = visible.start;
-        loop {
-            let left = tiles_of(start..visible.end, config.tile_len);
-            let tiles = match config.policy {
-                SplitPolicy::BatchInvariant { split_len } => {
-                    let end = visible.end.min((start / split_len + 1).saturating_mul(split_len));
-                    tiles_of(start..end, config.tile_len)
-                }
-                SplitPolicy::Throughput => {
-                    // All that is left, or as much as fits here; a sliver goes to the next worker whole.
-                    let fits = room.saturating_sub(overhead);
-                    if left <= fits {
-                        left
-                    } else if fits >= piece && left - fits >= piece.min(left) {
-                        fits
-                    } else {
-                        left.min(budget.saturating_sub(overhead).max(1))
-                    }
-                }
-            };
-            let cost = tiles + overhead;
-            let new_worker = cost > room && room < budget;
-            if new_worker {
-                room = budget;
-            }
-            room = room.saturating_sub(cost);
-            let first_tile = u64::from(start / config.tile_len);
-            let end = ((first_tile + tiles) * u64::from(config.tile_len)).min(u64::from(visible.end)) as u32;
-            let end = end.max(start);
-            take(
-                WorkItem {
-                    request_idx: request as u32,
-                    token_start: start,
-                    token_end: end,
-                    partial_idx: NO_PARTIAL,
-                },
-                cost,
-                new_worker,
-            );
-            start = end;
-            if start >= visible.end {
-                break;
-            }
-        }
+    /// Cost of the most loaded worker, in tiles.
+    pub fn makespan(&self) -> u64 {
+        self.makespan
     }
 }
 

@@ -68,6 +68,9 @@ impl DecodeRequest<'_> {
     }
 
     /// Checks the whole request against a cache: shapes, lengths, rows and every page index that will be read.
+    ///
+    /// # Errors
+    /// The first thing found wrong; see [`Error`].
     pub fn check(&self, layout: &CacheLayout) -> Result<(), Error> {
         self.spec.check()?;
         let format = layout.format();
@@ -79,7 +82,7 @@ impl DecodeRequest<'_> {
                 return Err(Error::CacheMismatch { what, spec, cache });
             }
         }
-        let (batch, max) = (self.batch(), u32::MAX as usize / 2);
+        let (batch, max) = (self.batch(), crate::MAX_ITEMS as usize);
         if batch > max {
             return Err(Error::Batch { got: batch, max });
         }
@@ -113,8 +116,11 @@ impl DecodeRequest<'_> {
             start,
             have,
         })?;
+        // Pages wholly before every query's window are not read; an engine may have given them up.
+        let first = (self.spec.visible_any(kv_len).start / layout.page_len()) as usize;
         let num_pages = layout.num_pages();
-        match row.iter().position(|&page| page < 0 || page as u64 >= num_pages) {
+        let is_bad = |page: i32| page < 0 || page as u64 >= num_pages;
+        match row.iter().enumerate().skip(first).find(|(_, page)| is_bad(**page)).map(|(i, _)| i) {
             Some(position) => {
                 let page = row.get(position).copied().unwrap_or(-1);
                 Err(Error::PageOutOfRange { request, position: position as u64, page, num_pages })

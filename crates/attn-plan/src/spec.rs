@@ -86,10 +86,14 @@ impl DecodeSpec {
         start..end
     }
 
-    /// Tokens that any query row of the sequence sees.
+    /// Tokens that any query row of the sequence sees: from the first row's oldest token to the end.
     pub fn visible_any(&self, kv_len: u32) -> std::ops::Range<u32> {
-        let first = (0..self.q_len).map(|i| self.visible(kv_len, i)).find(|range| !range.is_empty());
-        first.map_or(kv_len..kv_len, |range| range.start..kv_len)
+        if kv_len == 0 || self.q_len == 0 || self.window == Some(0) {
+            return kv_len..kv_len;
+        }
+        // Rows before position 0 see nothing; from the first real one on, each row sees at least its own token.
+        let first = self.q_len.saturating_sub(kv_len);
+        self.visible(kv_len, first).start..kv_len
     }
 
     /// Refuses numbers that mean nothing.

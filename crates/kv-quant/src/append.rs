@@ -1,19 +1,39 @@
 //! Writing new K and V rows to their slots, and reading rows back.
 
 use crate::{
-    CacheLayout, CacheView, CacheViewMut, Error, FloatSlice, PlaneId, Side, StoredScale, quantize_value,
-    round_scale_up,
+    CacheLayout, CacheView, CacheViewMut, Error, FloatSlice, MAX_HEAD_DIM, PlaneId, Side, StoredScale,
+    quantize_value, round_scale_up,
 };
 
-/// Widened input and one row's codes and scales, reused from row to row.
+/// Batches up to this long are searched for double slots without allocating.
+const SLOTS_ON_STACK: usize = 512;
+/// The most groups of a row.
+const MAX_GROUPS: usize = MAX_HEAD_DIM as usize / 8;
+
+/// Widened input and rounded scales of one token-head, on the stack: appending allocates nothing.
 struct Row {
-    values: Vec<f32>,
-    scales: Vec<StoredScale>,
+    values: [f32; MAX_HEAD_DIM as usize],
+    scales: [StoredScale; MAX_GROUPS],
+    head_dim: usize,
+    num_groups: usize,
 }
 
 impl Row {
     fn new(layout: &CacheLayout) -> Self {
-        Self { values: vec![0.0; layout.format().head_dim() as usize], scales: Vec::new() }
+        Self {
+            values: [0.0; MAX_HEAD_DIM as usize],
+            scales: [StoredScale { value: 0.0, bits: 0 }; MAX_GROUPS],
+            head_dim: layout.format().head_dim() as usize,
+            num_groups: 0,
+        }
+    }
+
+    fn values(&self) -> &[f32] {
+        self.values.get(..self.head_dim).unwrap_or_default()
+    }
+
+    fn scales(&self) -> &[StoredScale] {
+        self.scales.get(..self.num_groups).unwrap_or_default()
     }
 
     /// Loads one token-head and rounds its scales; nothing is written yet.
@@ -26,11 +46,11 @@ impl Row {
         head: u32,
     ) -> Result<(), Error> {
         let format = layout.format();
-        let head_dim = format.head_dim() as usize;
-        x.widen((token * format.num_kv_heads() as usize + head as usize) * head_dim, &mut self.values);
-        self.scales.clear();
+        let values = self.values.get_mut(..self.head_dim).unwrap_or_default();
+        x.widen(token * format.row_elements() + head as usize * self.head_dim, values);
+        self.num_groups = format.num_groups(side) as usize;
         let group_len = format.group_len(side) as usize;
-        for (group_idx, group) in self.values.chunks_exact(group_len).enumerate() {
+        for (group_idx, (group, scale)) in values.chunks_exact(group_len).zip(&mut self.scales).enumerate() {
             // NaN loses every comparison of max, so it is looked for apart.
             let amax = group.iter().fold(0f32, |amax, x| amax.max(x.abs()));
             if let Some(i) = group.iter().position(|x| !x.is_finite()) {
@@ -38,7 +58,7 @@ impl Row {
                 return Err(Error::NonFinite { side, token, head, channel });
             }
             let scale_type = format.scale_type();
-            let scale = round_scale_up(amax, scale_type).ok_or(Error::ScaleOverflow {
+            *scale = round_scale_up(amax, scale_type).ok_or(Error::ScaleOverflow {
                 side,
                 token,
                 head,
@@ -46,7 +66,6 @@ impl Row {
                 scale: amax / 127.0,
                 scale_type,
             })?;
-            self.scales.push(scale);
         }
         Ok(())
     }
@@ -54,13 +73,13 @@ impl Row {
     fn store(&self, layout: &CacheLayout, side: Side, codes: &mut [u8], scales: &mut [u8]) {
         let group_len = layout.format().group_len(side) as usize;
         let scale_type = layout.format().scale_type();
-        let groups = self.values.chunks_exact(group_len).zip(codes.chunks_exact_mut(group_len));
-        for ((values, codes), scale) in groups.zip(&self.scales) {
+        let groups = self.values().chunks_exact(group_len).zip(codes.chunks_exact_mut(group_len));
+        for ((values, codes), scale) in groups.zip(self.scales()) {
             for (code, &x) in codes.iter_mut().zip(values) {
                 *code = quantize_value(x, scale.value) as u8;
             }
         }
-        for (bytes, scale) in scales.chunks_exact_mut(scale_type.bytes()).zip(&self.scales) {
+        for (bytes, scale) in scales.chunks_exact_mut(scale_type.bytes()).zip(self.scales()) {
             scale.write(scale_type, bytes);
         }
     }
@@ -75,9 +94,18 @@ pub fn check_append(
     v: FloatSlice<'_>,
     slots: &[i64],
 ) -> Result<(), Error> {
-    let format = layout.format();
-    let row = format.num_kv_heads() as usize * format.head_dim() as usize;
-    let want = slots.len().saturating_mul(row);
+    check_lens(layout, k, v, slots.len())?;
+    check_slots(layout, slots)?;
+    check_data(layout, k, v, slots)
+}
+
+pub(crate) fn check_lens(
+    layout: &CacheLayout,
+    k: FloatSlice<'_>,
+    v: FloatSlice<'_>,
+    num_tokens: usize,
+) -> Result<(), Error> {
+    let want = num_tokens.saturating_mul(layout.format().row_elements());
     for (what, got) in [("k", k.len()), ("v", v.len())] {
         if got != want {
             return Err(Error::Len { what, got, want });
@@ -86,10 +114,19 @@ pub fn check_append(
     if k.float_type() != v.float_type() {
         return Err(Error::MixedTypes { k: k.float_type(), v: v.float_type() });
     }
-    check_slots(layout, slots)?;
+    Ok(())
+}
+
+/// The rows alone: finite values, scales within their type.
+pub(crate) fn check_data(
+    layout: &CacheLayout,
+    k: FloatSlice<'_>,
+    v: FloatSlice<'_>,
+    slots: &[i64],
+) -> Result<(), Error> {
     let mut scratch = Row::new(layout);
     for (token, _) in slots.iter().enumerate().filter(|(_, slot)| **slot >= 0) {
-        for head in 0..format.num_kv_heads() {
+        for head in 0..layout.format().num_kv_heads() {
             scratch.load(layout, Side::K, &k, token, head)?;
             scratch.load(layout, Side::V, &v, token, head)?;
         }
@@ -104,17 +141,31 @@ fn check_slots(layout: &CacheLayout, slots: &[i64]) -> Result<(), Error> {
             return Err(Error::SlotOutOfRange { token, slot, num_slots });
         }
     }
-    let mut taken: Vec<(i64, usize)> = slots
-        .iter()
-        .enumerate()
-        .filter(|(_, slot)| **slot >= 0)
-        .map(|(token, &slot)| (slot, token))
-        .collect();
-    taken.sort_unstable();
-    for pair in taken.windows(2) {
-        if let [(slot, first), (other, second)] = *pair
+    // Ascending slots, the ordinary case, need no search.
+    let mut last = -1;
+    let ascending =
+        slots.iter().filter(|slot| **slot >= 0).all(|&slot| std::mem::replace(&mut last, slot) < slot);
+    if ascending {
+        return Ok(());
+    }
+    let mut on_stack = [0i64; SLOTS_ON_STACK];
+    let mut on_heap = Vec::new();
+    let sorted = match on_stack.get_mut(..slots.len()) {
+        Some(sorted) => sorted,
+        None => {
+            on_heap.resize(slots.len(), 0);
+            on_heap.as_mut_slice()
+        }
+    };
+    sorted.copy_from_slice(slots);
+    sorted.sort_unstable();
+    for pair in sorted.windows(2) {
+        if let [slot, other] = *pair
             && slot == other
+            && slot >= 0
         {
+            let mut tokens = slots.iter().enumerate().filter(|(_, s)| **s == slot).map(|(token, _)| token);
+            let (first, second) = (tokens.next().unwrap_or(0), tokens.next().unwrap_or(0));
             return Err(Error::SlotTwice { slot, first, second });
         }
     }
@@ -153,9 +204,22 @@ pub fn append(
     slots: &[i64],
 ) -> Result<(), Error> {
     check_append(layout, k, v, slots)?;
+    write_rows(layout, cache, k, v, slots)
+}
+
+/// [`append()`] of rows that were checked.
+pub(crate) fn write_rows(
+    layout: &CacheLayout,
+    cache: &mut CacheViewMut<'_>,
+    k: FloatSlice<'_>,
+    v: FloatSlice<'_>,
+    slots: &[i64],
+) -> Result<(), Error> {
+    cache.as_view().check(layout)?;
     let mut row = Row::new(layout);
-    let mut codes = vec![0u8; layout.format().head_dim() as usize];
-    let mut scales = vec![0u8; layout.format().head_dim() as usize * 4];
+    let mut codes = [0u8; MAX_HEAD_DIM as usize];
+    let mut scales = [0u8; MAX_GROUPS * 4];
+    let codes = codes.get_mut(..row.head_dim).unwrap_or_default();
     for (token, &slot) in slots.iter().enumerate().filter(|(_, slot)| **slot >= 0) {
         for head in 0..layout.format().num_kv_heads() {
             for (side, x) in [(Side::K, &k), (Side::V, &v)] {
@@ -164,8 +228,8 @@ pub fn append(
                 let (scale_buffer, scale_range) = layout.row_bytes(PlaneId::Scales(side), slot as u64, head);
                 let scale_bytes = (scale_range.end - scale_range.start) as usize;
                 let Some(scales) = scales.get_mut(..scale_bytes) else { continue };
-                row.store(layout, side, &mut codes, scales);
-                cache.bytes_mut(code_buffer, code_range).copy_from_slice(&codes);
+                row.store(layout, side, codes, scales);
+                cache.bytes_mut(code_buffer, code_range).copy_from_slice(codes);
                 cache.bytes_mut(scale_buffer, scale_range).copy_from_slice(scales);
             }
         }
@@ -173,7 +237,8 @@ pub fn append(
     Ok(())
 }
 
-fn check_row(layout: &CacheLayout, slot: u64, head: u32) -> Result<(), Error> {
+fn check_row(layout: &CacheLayout, cache: &CacheView<'_>, slot: u64, head: u32) -> Result<(), Error> {
+    cache.check(layout)?;
     let num_slots = layout.num_slots();
     if slot >= num_slots {
         return Err(Error::SlotOutOfRange { token: 0, slot: slot as i64, num_slots });
@@ -193,7 +258,7 @@ pub fn read_codes<'a>(
     slot: u64,
     head: u32,
 ) -> Result<&'a [i8], Error> {
-    check_row(layout, slot, head)?;
+    check_row(layout, cache, slot, head)?;
     let (buffer_idx, range) = layout.row_bytes(PlaneId::Codes(side), slot, head);
     Ok(bytemuck::cast_slice(cache.bytes(buffer_idx, range)))
 }
@@ -207,7 +272,7 @@ pub fn read_scales(
     head: u32,
     scales: &mut [f32],
 ) -> Result<(), Error> {
-    check_row(layout, slot, head)?;
+    check_row(layout, cache, slot, head)?;
     let scale_type = layout.format().scale_type();
     let want = layout.format().num_groups(side) as usize;
     if scales.len() != want {

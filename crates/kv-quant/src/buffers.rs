@@ -38,6 +38,21 @@ impl<'a> CacheView<'a> {
         Ok(Self { buffers: all })
     }
 
+    /// Whether the buffers are long enough for `layout`: a view may meet a layout that it was not made for.
+    ///
+    /// # Errors
+    /// [`Error::BufferLen`].
+    #[inline]
+    pub fn check(&self, layout: &CacheLayout) -> Result<(), Error> {
+        for (buffer_idx, (buffer, &want)) in self.buffers.iter().zip(layout.buffer_bytes()).enumerate() {
+            let got = buffer.len() as u64;
+            if got < want {
+                return Err(Error::BufferLen { buffer_idx, got, want });
+            }
+        }
+        Ok(())
+    }
+
     /// Bytes `range` of a buffer, or an empty slice if it is not there.
     #[inline]
     pub fn bytes(&self, buffer_idx: usize, range: std::ops::Range<u64>) -> &'a [u8] {
@@ -71,6 +86,33 @@ impl<'a> CacheViewMut<'a> {
     pub fn bytes_mut(&mut self, buffer_idx: usize, range: std::ops::Range<u64>) -> &mut [u8] {
         let range = range.start as usize..range.end as usize;
         self.buffers.get_mut(buffer_idx).and_then(|b| b.get_mut(range)).unwrap_or_default()
+    }
+
+    /// Copies one page onto another, codes and scales of K and V together. Padding stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::PageOutOfRange`], or [`Error::BufferLen`] if the buffers are of another layout; nothing is copied.
+    pub fn copy_page(&mut self, layout: &CacheLayout, src: u64, dst: u64) -> Result<(), Error> {
+        let num_pages = layout.num_pages();
+        for page in [src, dst] {
+            if page >= num_pages {
+                return Err(Error::PageOutOfRange { page, num_pages });
+            }
+        }
+        self.as_view().check(layout)?;
+        let page_len = u64::from(layout.page_len());
+        for id in crate::PlaneId::ALL {
+            for slot in 0..page_len {
+                for head in 0..layout.format().num_kv_heads() {
+                    let (buffer_idx, from) = layout.row_bytes(id, src * page_len + slot, head);
+                    let (_, to) = layout.row_bytes(id, dst * page_len + slot, head);
+                    if let Some(buffer) = self.buffers.get_mut(buffer_idx) {
+                        buffer.copy_within(from.start as usize..from.end as usize, to.start as usize);
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Takes the buffers apart, for writers that share them out.
@@ -117,20 +159,11 @@ impl CacheBuffers {
         &mut self.buffers
     }
 
-    /// Copies one page onto another, codes and scales of K and V together.
-    pub fn copy_page(&mut self, layout: &CacheLayout, src: u64, dst: u64) {
-        let page_len = u64::from(layout.page_len());
-        for id in crate::PlaneId::ALL {
-            for slot in 0..page_len {
-                for head in 0..layout.format().num_kv_heads() {
-                    let (buffer_idx, from) = layout.row_bytes(id, src * page_len + slot, head);
-                    let (_, to) = layout.row_bytes(id, dst * page_len + slot, head);
-                    let Some(buffer) = self.buffers.get_mut(buffer_idx) else { continue };
-                    if from.end.max(to.end) <= buffer.len() as u64 {
-                        buffer.copy_within(from.start as usize..from.end as usize, to.start as usize);
-                    }
-                }
-            }
-        }
+    /// As [`CacheViewMut::copy_page`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn copy_page(&mut self, layout: &CacheLayout, src: u64, dst: u64) -> Result<(), Error> {
+        self.view_mut().copy_page(layout, src, dst)
     }
 }

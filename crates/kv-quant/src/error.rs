@@ -115,6 +115,14 @@ pub enum Error {
         /// Type of `v`.
         v: crate::FloatType,
     },
+    /// A page outside the cache.
+    #[error("page {page} is out of range; valid: 0 to {max}", max = .num_pages - 1)]
+    PageOutOfRange {
+        /// What was asked.
+        page: u64,
+        /// Pages that the cache has.
+        num_pages: u64,
+    },
     /// A slot outside the cache (and not -1).
     #[error("slot {slot} of token {token} is out of range; valid: -1 (skip) or 0 to {max}", max = .num_slots - 1)]
     SlotOutOfRange {

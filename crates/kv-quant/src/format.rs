@@ -71,6 +71,11 @@ impl CacheFormat {
         self.scale_type
     }
 
+    /// Elements of one token's K, or of its V: `num_kv_heads * head_dim`.
+    pub fn row_elements(&self) -> usize {
+        self.num_kv_heads as usize * self.head_dim as usize
+    }
+
     /// Codes and scales of one token over all heads, K and V, in bytes, without padding.
     pub fn bytes_per_token(&self) -> u64 {
         let scales = u64::from(self.num_groups(Side::K)) + u64::from(self.num_groups(Side::V));

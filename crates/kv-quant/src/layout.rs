@@ -76,6 +76,43 @@ pub enum LayoutKind {
     Custom,
 }
 
+impl LayoutKind {
+    /// Bytes that one page costs, padding included: capacity planning before there is a layout. `None` for
+    /// [`LayoutKind::Custom`], whose strides decide.
+    ///
+    /// ```
+    /// use kv_quant::{CacheFormat, LayoutKind, ScaleType};
+    /// let format = CacheFormat::new(8, 128, 8, 8, ScaleType::F16)?;
+    /// // 160 bytes a record, K and V, 8 heads, 16 slots.
+    /// assert_eq!(LayoutKind::Native.bytes_per_page(&format, 16), Some(160 * 2 * 8 * 16));
+    /// assert_eq!(LayoutKind::Native.tokens_in(&format, 16, 1 << 30), Some(419_424));
+    /// # Ok::<(), kv_quant::Error>(())
+    /// ```
+    pub fn bytes_per_page(self, format: &CacheFormat, page_len: u32) -> Option<u64> {
+        let bytes_per_token = match self {
+            LayoutKind::LightLlm | LayoutKind::Hnd | LayoutKind::Nhd => format.bytes_per_token(),
+            LayoutKind::Native => 2 * u64::from(format.num_kv_heads()) * native_record(format).1,
+            LayoutKind::Custom => return None,
+        };
+        Some(bytes_per_token * u64::from(page_len))
+    }
+
+    /// How many tokens fit in `bytes`, whole pages only. `None` for [`LayoutKind::Custom`] or pages of no slot.
+    pub fn tokens_in(self, format: &CacheFormat, page_len: u32, bytes: u64) -> Option<u64> {
+        let pages = bytes.checked_div(self.bytes_per_page(format, page_len)?)?;
+        Some(pages.saturating_mul(u64::from(page_len)))
+    }
+}
+
+/// Bytes before the scales of a native record, and of the whole record. K and V records have one size.
+fn native_record(format: &CacheFormat) -> (u64, u64) {
+    let groups = u64::from(format.num_groups(Side::K).max(format.num_groups(Side::V)));
+    // Codes of odd head dimensions are padded too, so that scales are aligned to their own size.
+    let codes = u64::from(format.head_dim()).next_multiple_of(4);
+    let scales = groups * format.scale_type().bytes() as u64;
+    (codes, (codes + scales).next_multiple_of(NATIVE_RECORD_ALIGN))
+}
+
 impl std::fmt::Display for LayoutKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -157,11 +194,7 @@ impl CacheLayout {
     /// `head_dim` codes, then the scales, padded to [`NATIVE_RECORD_ALIGN`] bytes; K and V records have one size.
     pub fn native(format: CacheFormat, num_pages: u64, page_len: u32) -> Result<Self, Error> {
         let scale_bytes = format.scale_type().bytes() as u64;
-        let dim = u64::from(format.head_dim());
-        let groups = u64::from(format.num_groups(Side::K).max(format.num_groups(Side::V)));
-        // Codes of odd head dimensions are padded too, so that scales are aligned to their own size.
-        let codes = dim.next_multiple_of(4);
-        let record = (codes + groups * scale_bytes).next_multiple_of(NATIVE_RECORD_ALIGN);
+        let (codes, record) = native_record(&format);
         let half = u64::from(page_len) * record;
         let plane = |first: u64, bytes: u64| Plane {
             buffer_idx: 0,
@@ -297,12 +330,13 @@ impl CacheLayout {
         (plane.buffer_idx, start..start + u64::from(self.row_len(id)) * self.element_bytes(id))
     }
 
-    /// Bytes of one page over all buffers, padding included: what a new page costs.
+    /// Bytes of one page over all buffers, padding included: what a new page costs. For custom strides, the buffers'
+    /// bytes over the pages, rounded up.
     pub fn bytes_per_page(&self) -> u64 {
-        match self.kind {
-            LayoutKind::Native => self.planes[0].page_stride,
-            _ => self.format.bytes_per_token() * u64::from(self.page_len),
-        }
+        self.kind.bytes_per_page(&self.format, self.page_len).unwrap_or_else(|| {
+            let bytes = self.buffer_bytes.iter().fold(0u64, |sum, &bytes| sum.saturating_add(bytes));
+            bytes.div_ceil(self.num_pages)
+        })
     }
 
     /// How many tokens fit in `bytes`, whole pages only, for a layout of this kind and page length.

@@ -28,6 +28,7 @@ mod format;
 mod group;
 mod layout;
 mod overlap;
+mod pool;
 mod scale;
 
 pub use append::{append, append_row, check_append, dequantize_row, read_codes, read_scales};
@@ -38,4 +39,5 @@ pub use float::{FloatSlice, FloatSliceMut, FloatType};
 pub use format::{CacheFormat, GROUP_LENS, MAX_HEAD_DIM, MIN_HEAD_DIM};
 pub use group::{quantize_group, quantize_value};
 pub use layout::{CacheLayout, LayoutKind, MAX_BUFFERS, NATIVE_RECORD_ALIGN, Plane, PlaneId};
+pub use pool::{AppendSlots, CachePool, PageCopy, PagePool, PoolError, SequenceId};
 pub use scale::{ScaleType, StoredScale, round_scale_up};

@@ -1,0 +1,158 @@
+//! The CPU: host memory, owned or the caller's, and rayon's current pool. Adapter of `cpu_reference`.
+
+use crate::{
+    Backend, BackendId, Capability, Descriptor, Device, Error, Executor, Input, Memory, MemoryKind,
+    NormalDecode, Output, Refusal, Stream,
+};
+use attn_plan::{DecodeRequest, DecodeSpec, SplitConfig, SplitPlan, SplitPolicy};
+use cpu_reference::{Arithmetic, Workspace};
+use kv_quant::{CacheBuffers, CacheLayout, CacheView, CacheViewMut, FloatSliceMut, PageCopy};
+
+/// Decode on the host, in place over int8.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuBackend;
+
+/// How a step is cut for `num_threads` threads: a worker a thread, tiles of 64 tokens (or the largest divisor of 64
+/// that a batch-invariant `split_len` is a multiple of).
+///
+/// ```
+/// use attn_plan::SplitPolicy;
+/// let split = attn_backend::cpu_split_config(8, SplitPolicy::BatchInvariant { split_len: 96 });
+/// assert_eq!((split.num_workers, split.tile_len), (8, 32));
+/// ```
+pub fn cpu_split_config(num_threads: u32, policy: SplitPolicy) -> SplitConfig {
+    let tile_len = match policy {
+        SplitPolicy::BatchInvariant { split_len } => 1 << split_len.trailing_zeros().min(6),
+        _ => 64,
+    };
+    SplitConfig { policy, num_workers: num_threads.max(1), tile_len, item_overhead: 1, min_split_tiles: 4 }
+}
+
+impl Backend for CpuBackend {
+    fn id(&self) -> BackendId {
+        BackendId::CPU
+    }
+
+    fn probe(&self) -> Result<Device, Refusal> {
+        let threads = cpu_reference::split_config().num_workers;
+        Ok(Device {
+            name: format!("{}, {threads} threads", std::env::consts::ARCH),
+            driver: String::new(),
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+        })
+    }
+
+    fn capability(&self) -> Capability {
+        let memory = vec![MemoryKind::Owned, MemoryKind::Host, MemoryKind::HostReadOnly];
+        Capability { memory, ..Capability::everything() }
+    }
+
+    fn rank(&self, _: &Descriptor) -> u32 {
+        10
+    }
+
+    fn split_config(&self, descriptor: &Descriptor) -> SplitConfig {
+        cpu_split_config(cpu_reference::split_config().num_workers, descriptor.split)
+    }
+
+    fn arithmetic(&self, spec: &DecodeSpec, plan: &SplitPlan) -> Arithmetic {
+        Arithmetic::f32(spec, plan)
+    }
+
+    fn open<'a>(
+        &self,
+        descriptor: &Descriptor,
+        memory: Memory<'a>,
+        _: Option<Stream>,
+    ) -> Result<Box<dyn Executor + 'a>, Error> {
+        let layout = descriptor.layout.clone();
+        let cache = match memory {
+            Memory::Owned => Cache::Owned(CacheBuffers::zeroed(&layout)?),
+            Memory::Host(view) => Cache::Borrowed(view),
+            Memory::HostReadOnly(view) => Cache::ReadOnly(view),
+            Memory::Device(_) => return Err(host_only(crate::Array::Cache(0))),
+        };
+        Ok(Box::new(CpuExecutor { layout, cache, workspace: Workspace::new() }))
+    }
+}
+
+fn host_only(array: crate::Array) -> Error {
+    Error::HostOnly { array, backend: BackendId::CPU }
+}
+
+enum Cache<'a> {
+    Owned(CacheBuffers),
+    Borrowed(CacheViewMut<'a>),
+    ReadOnly(CacheView<'a>),
+}
+
+impl Cache<'_> {
+    fn view(&self) -> CacheView<'_> {
+        match self {
+            Cache::Owned(buffers) => buffers.view(),
+            Cache::Borrowed(view) => view.as_view(),
+            Cache::ReadOnly(view) => *view,
+        }
+    }
+
+    fn write(&mut self, f: impl FnOnce(&mut CacheViewMut<'_>) -> Result<(), Error>) -> Result<(), Error> {
+        match self {
+            Cache::Owned(buffers) => f(&mut buffers.view_mut()),
+            Cache::Borrowed(view) => f(view),
+            Cache::ReadOnly(_) => Err(Error::ReadOnly),
+        }
+    }
+}
+
+struct CpuExecutor<'a> {
+    layout: CacheLayout,
+    cache: Cache<'a>,
+    workspace: Workspace,
+}
+
+impl Executor for CpuExecutor<'_> {
+    fn append(&mut self, k: Input<'_>, v: Input<'_>, slots: &[i64]) -> Result<(), Error> {
+        let (Input::Host(k), Input::Host(v)) = (k, v) else { return Err(host_only(crate::Array::K)) };
+        let layout = &self.layout;
+        self.cache.write(|cache| Ok(cpu_reference::append(layout, cache, k, v, slots)?))
+    }
+
+    fn plan(&mut self, _: &DecodeRequest<'_>, _: &SplitPlan) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn normal_decode(&mut self, step: NormalDecode<'_>) -> Result<(), Error> {
+        let (Input::Host(q), Output::Host(out)) = (step.q, step.out) else {
+            return Err(host_only(crate::Array::Q));
+        };
+        let lse = match step.lse {
+            None => None,
+            Some(Output::Host(FloatSliceMut::F32(lse))) => Some(lse),
+            Some(_) => return Err(host_only(crate::Array::Lse)),
+        };
+        let cache = self.cache.view();
+        let workspace = &mut self.workspace;
+        cpu_reference::decode(&self.layout, cache, &step.request, step.plan, q, out, lse, workspace).map_err(
+            |error| Error::Device { backend: BackendId::CPU, what: error.to_string(), is_lost: false },
+        )
+    }
+
+    fn copy_pages(&mut self, copies: &[PageCopy]) -> Result<(), Error> {
+        let layout = &self.layout;
+        self.cache.write(|cache| {
+            copies.iter().try_for_each(|copy| Ok(cache.copy_page(layout, copy.src, copy.dst)?))
+        })
+    }
+
+    fn read_bytes(&mut self, buffer_idx: usize, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        bytes.copy_from_slice(self.cache.view().bytes(buffer_idx, offset..offset + bytes.len() as u64));
+        Ok(())
+    }
+
+    fn write_bytes(&mut self, buffer_idx: usize, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.cache.write(|cache| {
+            cache.bytes_mut(buffer_idx, offset..offset + bytes.len() as u64).copy_from_slice(bytes);
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,205 @@
+//! Where inputs, outputs and caches lie: in host slices, or on a backend's device.
+//!
+//! Device addresses are plain numbers here. This crate has no unsafe code and cannot vouch for an address, so the types
+//! that hold one are made from `attn_kernels::device` values only, whose constructors carry the promise.
+
+use kv_quant::{CacheView, CacheViewMut, FloatSlice, FloatSliceMut, FloatType};
+use std::any::Any;
+use std::sync::Arc;
+
+/// Elements in device memory: address, count, type. Plain data that keeps nothing alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceSlice {
+    address: u64,
+    len: u64,
+    float_type: FloatType,
+}
+
+impl DeviceSlice {
+    #[cfg_attr(not(any(test, feature = "cuda")), expect(dead_code, reason = "made by device backends only"))]
+    pub(crate) fn new(address: u64, len: u64, float_type: FloatType) -> Self {
+        Self { address, len, float_type }
+    }
+
+    /// Device address of the first element.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Element type.
+    pub fn float_type(&self) -> FloatType {
+        self.float_type
+    }
+
+    /// The byte addresses it covers, half-open; `None` if they do not fit u64.
+    pub fn byte_range(&self) -> Option<std::ops::Range<u64>> {
+        let bytes = self.len.checked_mul(self.float_type.bytes() as u64)?;
+        Some(self.address..self.address.checked_add(bytes)?)
+    }
+}
+
+/// An input array: q, k or v.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// Host memory. The call returns when it has been read.
+    Host(FloatSlice<'a>),
+    /// Device memory of the session's device. The call queues its work and does not wait.
+    Device(DeviceSlice),
+}
+
+impl Input<'_> {
+    /// Element type.
+    pub fn float_type(&self) -> FloatType {
+        match self {
+            Input::Host(slice) => slice.float_type(),
+            Input::Device(slice) => slice.float_type(),
+        }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> u64 {
+        match self {
+            Input::Host(slice) => slice.len() as u64,
+            Input::Device(slice) => slice.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// An output array: out or lse.
+#[derive(Debug)]
+pub enum Output<'a> {
+    /// Host memory. The call returns when it has been written.
+    Host(FloatSliceMut<'a>),
+    /// Device memory of the session's device. The call queues its work and does not wait.
+    Device(DeviceSlice),
+}
+
+impl Output<'_> {
+    /// Element type.
+    pub fn float_type(&self) -> FloatType {
+        match self {
+            Output::Host(slice) => slice.float_type(),
+            Output::Device(slice) => slice.float_type(),
+        }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> u64 {
+        match self {
+            Output::Host(slice) => slice.len() as u64,
+            Output::Device(slice) => slice.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The memory of a session's cache.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub enum Memory<'a> {
+    /// The backend allocates it on its device, zeroed, and frees it with the session.
+    #[default]
+    Owned,
+    /// The caller's host buffers, decoded in place and appended to (host backends), e.g. LightLLM's.
+    Host(CacheViewMut<'a>),
+    /// The caller's host buffers, decoded in place; append is refused.
+    HostReadOnly(CacheView<'a>),
+    /// The caller's device buffers, one for each of the layout's, as bytes (address, length): device backends.
+    Device(Vec<DeviceBytes>),
+}
+
+impl Memory<'_> {
+    /// What a capability calls it.
+    pub fn kind(&self) -> MemoryKind {
+        match self {
+            Memory::Owned => MemoryKind::Owned,
+            Memory::Host(_) => MemoryKind::Host,
+            Memory::HostReadOnly(_) => MemoryKind::HostReadOnly,
+            Memory::Device(_) => MemoryKind::Device,
+        }
+    }
+}
+
+/// [`Memory`] without the memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MemoryKind {
+    /// Allocated by the backend.
+    Owned,
+    /// The caller's host buffers.
+    Host,
+    /// The caller's host buffers, for reading.
+    HostReadOnly,
+    /// The caller's device buffers.
+    Device,
+}
+
+impl std::fmt::Display for MemoryKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            MemoryKind::Owned => "owned",
+            MemoryKind::Host => "host",
+            MemoryKind::HostReadOnly => "host, read-only",
+            MemoryKind::Device => "device",
+        })
+    }
+}
+
+/// Bytes in device memory. Plain data that keeps nothing alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceBytes {
+    /// Device address of the first byte.
+    pub(crate) address: u64,
+    /// Number of bytes.
+    pub(crate) len: u64,
+}
+
+impl DeviceBytes {
+    /// Device address of the first byte.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Number of bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// A queue of the caller's (a CUDA stream) on which a session's work is put; the host backend has none.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    /// The device library's own stream object, kept alive.
+    pub(crate) inner: Arc<dyn Any + Send + Sync>,
+}
+
+impl Stream {
+    /// The device library's stream object, for the backend that knows its type.
+    pub fn inner(&self) -> &Arc<dyn Any + Send + Sync> {
+        &self.inner
+    }
+}

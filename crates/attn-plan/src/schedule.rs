@@ -1,0 +1,168 @@
+//! The greedy deal behind [`crate::SplitPlan`], and the smallest budget with which it suffices.
+
+use crate::plan::{NO_PARTIAL, WorkItem};
+use crate::{SplitConfig, SplitPolicy};
+
+/// A request's visible tokens, and the tiles that they touch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    start: u32,
+    end: u32,
+    first_tile: u32,
+    end_tile: u32,
+}
+
+impl Extent {
+    pub fn of(visible: std::ops::Range<u32>, tile_len: u32) -> Self {
+        let first_tile = visible.start / tile_len;
+        let end_tile = if visible.is_empty() { first_tile } else { visible.end.div_ceil(tile_len) };
+        Self { start: visible.start, end: visible.end, first_tile, end_tile }
+    }
+
+    pub fn tiles(&self) -> u64 {
+        u64::from(self.end_tile - self.first_tile)
+    }
+}
+
+/// A batch in tiles and the rule by which it is cut.
+pub(crate) struct Schedule<'a> {
+    extents: &'a [Extent],
+    tile_len: u64,
+    num_workers: u64,
+    /// Cost of an item beside its tiles.
+    overhead: u64,
+    /// The fewest tiles worth an item of their own.
+    piece: u64,
+    /// Tiles between the cuts of [`SplitPolicy::BatchInvariant`].
+    split_tiles: Option<u64>,
+}
+
+impl<'a> Schedule<'a> {
+    /// `config` has passed its check.
+    pub fn new(extents: &'a [Extent], config: &SplitConfig) -> Self {
+        Self {
+            extents,
+            tile_len: u64::from(config.tile_len),
+            num_workers: u64::from(config.num_workers),
+            overhead: u64::from(config.item_overhead),
+            piece: u64::from(config.min_split_tiles.max(1)),
+            split_tiles: match config.policy {
+                SplitPolicy::Throughput => None,
+                SplitPolicy::BatchInvariant { split_len } => Some(u64::from(split_len / config.tile_len)),
+            },
+        }
+    }
+
+    /// Items of the invariant cut; an upper bound of those of the other, where each worker begins at most one more.
+    pub fn max_items(&self) -> u64 {
+        match self.split_tiles {
+            None => self.extents.len() as u64 + self.num_workers,
+            Some(split) => self.extents.iter().map(|extent| extent.num_splits(split)).sum(),
+        }
+    }
+
+    /// The smallest load a worker must bear so that the greedy deal gets by with `num_workers`.
+    ///
+    /// A worker is closed with less room than `waste` left, and each cut costs one more overhead, so a budget of
+    /// `ceil(total / num_workers) + waste + overhead` always suffices (`docs/split-schedule.md`): the bisection is
+    /// over a handful of values, whatever the batch.
+    pub fn smallest_budget(&self) -> u64 {
+        let longest = self.extents.iter().map(Extent::tiles).max().unwrap_or(0);
+        let (total, least, waste) = match self.split_tiles {
+            None => {
+                let total = self.extents.iter().map(|extent| extent.tiles() + self.overhead).sum::<u64>();
+                (total, self.piece + self.overhead, 2 * self.piece + 2 * self.overhead)
+            }
+            Some(split) => {
+                let cost = |extent: &Extent| extent.tiles() + extent.num_splits(split) * self.overhead;
+                let largest = split.min(longest) + self.overhead;
+                (self.extents.iter().map(cost).sum(), largest, largest)
+            }
+        };
+        let mut low = total.div_ceil(self.num_workers).max(least);
+        let mut high = low + waste;
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.workers_needed(middle) <= self.num_workers { high = middle } else { low = middle + 1 }
+        }
+        high
+    }
+
+    fn workers_needed(&self, budget: u64) -> u64 {
+        let mut workers = 1;
+        self.walk(budget, &mut |_, _, _, is_new_worker| workers += u64::from(is_new_worker));
+        workers
+    }
+
+    /// Calls `take(item, cost in tiles, whether it starts a new worker)` in order.
+    pub fn deal(&self, budget: u64, take: &mut impl FnMut(WorkItem, u64, bool)) {
+        self.walk(budget, &mut |request, tile, tiles, is_new_worker| {
+            let Some(extent) = self.extents.get(request) else { return };
+            let start = (tile * self.tile_len).max(u64::from(extent.start));
+            let end = ((tile + tiles) * self.tile_len).min(u64::from(extent.end)).max(start);
+            let item = WorkItem {
+                request_idx: request as u32,
+                token_start: start as u32,
+                token_end: end as u32,
+                partial_idx: NO_PARTIAL,
+            };
+            take(item, tiles + self.overhead, is_new_worker);
+        });
+    }
+
+    /// The greedy deal: `take(request, first tile, tiles, whether a new worker starts)`.
+    #[inline]
+    fn walk(&self, budget: u64, take: &mut impl FnMut(usize, u64, u64, bool)) {
+        let mut room = budget;
+        for (request, extent) in self.extents.iter().enumerate() {
+            let (mut tile, end) = (u64::from(extent.first_tile), u64::from(extent.end_tile));
+            let mut next_cut = self.split_tiles.map(|split| (tile / split + 1) * split);
+            loop {
+                let left = end - tile;
+                let mut is_new_worker = false;
+                let tiles = match &mut next_cut {
+                    Some(cut) => {
+                        let tiles = left.min(*cut - tile);
+                        *cut += self.split_tiles.unwrap_or(left);
+                        is_new_worker = tiles + self.overhead > room && room < budget;
+                        tiles
+                    }
+                    None => self.bite(left, room).unwrap_or_else(|| {
+                        is_new_worker = room < budget;
+                        // On a worker of its own an item may leave a sliver behind, so that every budget gets ahead.
+                        left.min((budget.saturating_sub(self.overhead)).max(1))
+                    }),
+                };
+                if is_new_worker {
+                    room = budget;
+                }
+                room = room.saturating_sub(tiles + self.overhead);
+                take(request, tile, tiles, is_new_worker);
+                tile += tiles;
+                if tile >= end {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// How many of the `left` tiles go into this worker's room: all, or what fits if at least a piece is done and at
+    /// least a piece remains, or none.
+    #[inline]
+    fn bite(&self, left: u64, room: u64) -> Option<u64> {
+        let fits = room.checked_sub(self.overhead)?;
+        if left <= fits {
+            return Some(left);
+        }
+        let bite = fits.min(left.saturating_sub(self.piece));
+        (bite >= self.piece).then_some(bite)
+    }
+}
+
+impl Extent {
+    /// Items of the invariant cut; an empty request has one.
+    fn num_splits(&self, split_tiles: u64) -> u64 {
+        let (first, end) = (u64::from(self.first_tile), u64::from(self.end_tile));
+        if end == first { 1 } else { end.div_ceil(split_tiles) - first / split_tiles }
+    }
+}
