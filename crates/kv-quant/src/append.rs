@@ -1,8 +1,8 @@
 //! Writing new K and V rows to their slots, and reading rows back.
 
 use crate::{
-    CacheLayout, CacheView, CacheViewMut, Error, FloatSlice, MAX_HEAD_DIM, PlaneId, Side, StoredScale,
-    quantize_value, round_scale_up,
+    CacheLayout, CacheView, CacheViewMut, Element, Error, FloatSlice, MAX_HEAD_DIM, PlaneId, Side,
+    StoredScale, quantize_value, round_scale_up,
 };
 
 /// Batches up to this long are searched for double slots without allocating.
@@ -49,6 +49,9 @@ impl Row {
         let values = self.values.get_mut(..self.head_dim).unwrap_or_default();
         x.widen(token * format.row_elements() + head as usize * self.head_dim, values);
         self.num_groups = format.num_groups(side) as usize;
+        if let Element::Float(float_type) = format.element() {
+            return crate::element::check_floats(values, float_type, side, token, head);
+        }
         let group_len = format.group_len(side) as usize;
         for (group_idx, (group, scale)) in values.chunks_exact(group_len).zip(&mut self.scales).enumerate() {
             // NaN loses every comparison of max, so it is looked for apart.
@@ -71,6 +74,9 @@ impl Row {
     }
 
     fn store(&self, layout: &CacheLayout, side: Side, codes: &mut [u8], scales: &mut [u8]) {
+        if let Element::Float(float_type) = layout.format().element() {
+            return crate::element::write_floats(self.values(), float_type, codes);
+        }
         let group_len = layout.format().group_len(side) as usize;
         let scale_type = layout.format().scale_type();
         let groups = self.values().chunks_exact(group_len).zip(codes.chunks_exact_mut(group_len));
@@ -172,7 +178,7 @@ fn check_slots(layout: &CacheLayout, slots: &[i64]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Quantizes one row into `codes` (`head_dim` bytes) and `scales`. `token` and `head` place the input row.
+/// Quantizes one row into `codes` (`head_dim` elements) and `scales`. `token` and `head` place the input row.
 ///
 /// # Errors
 /// [`Error::NonFinite`] or [`Error::ScaleOverflow`], with nothing written.
@@ -217,9 +223,9 @@ pub(crate) fn write_rows(
 ) -> Result<(), Error> {
     cache.as_view().check(layout)?;
     let mut row = Row::new(layout);
-    let mut codes = [0u8; MAX_HEAD_DIM as usize];
+    let mut codes = [0u8; MAX_HEAD_DIM as usize * 4];
     let mut scales = [0u8; MAX_GROUPS * 4];
-    let codes = codes.get_mut(..row.head_dim).unwrap_or_default();
+    let codes = codes.get_mut(..row.head_dim * layout.format().element().bytes()).unwrap_or_default();
     for (token, &slot) in slots.iter().enumerate().filter(|(_, slot)| **slot >= 0) {
         for head in 0..layout.format().num_kv_heads() {
             for (side, x) in [(Side::K, &k), (Side::V, &v)] {
@@ -259,6 +265,9 @@ pub fn read_codes<'a>(
     head: u32,
 ) -> Result<&'a [i8], Error> {
     check_row(layout, cache, slot, head)?;
+    if layout.format().element() != Element::Int8 {
+        return Err(Error::NoCodes(layout.format().element()));
+    }
     let (buffer_idx, range) = layout.row_bytes(PlaneId::Codes(side), slot, head);
     Ok(bytemuck::cast_slice(cache.bytes(buffer_idx, range)))
 }
@@ -288,7 +297,7 @@ pub fn read_scales(
 }
 
 /// Dequantizes one row into `out` (`head_dim` values): `code * scale`, rounded once to f32 (exact for f16 and bf16
-/// scales).
+/// scales). A row of an unquantized cache is widened, exactly.
 pub fn dequantize_row(
     layout: &CacheLayout,
     cache: &CacheView<'_>,
@@ -300,6 +309,12 @@ pub fn dequantize_row(
     let want = layout.format().head_dim() as usize;
     if out.len() != want {
         return Err(Error::Len { what: "out", got: out.len(), want });
+    }
+    if let Element::Float(float_type) = layout.format().element() {
+        check_row(layout, cache, slot, head)?;
+        let (buffer_idx, range) = layout.row_bytes(PlaneId::Codes(side), slot, head);
+        crate::element::read_floats(cache.bytes(buffer_idx, range), float_type, out);
+        return Ok(());
     }
     let mut scales = vec![0f32; layout.format().num_groups(side) as usize];
     read_scales(layout, cache, side, slot, head, &mut scales)?;

@@ -22,6 +22,7 @@
 mod append;
 mod bound;
 mod buffers;
+mod element;
 mod error;
 mod float;
 mod format;
@@ -34,6 +35,7 @@ mod scale;
 pub use append::{append, append_row, check_append, dequantize_row, read_codes, read_scales};
 pub use bound::{max_code, quantization_error_bound};
 pub use buffers::{CacheBuffers, CacheView, CacheViewMut};
+pub use element::Element;
 pub use error::{Error, Side};
 pub use float::{FloatSlice, FloatSliceMut, FloatType};
 pub use format::{CacheFormat, GROUP_LENS, MAX_HEAD_DIM, MIN_HEAD_DIM};

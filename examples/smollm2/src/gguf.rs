@@ -61,7 +61,8 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn take(&mut self, len: usize) -> Result<&'a [u8]> {
         let end = self.at.checked_add(len).context("length overflows")?;
-        let taken = self.bytes.get(self.at..end).context("the file ends too early: is the download complete?")?;
+        let taken =
+            self.bytes.get(self.at..end).context("the file ends too early: is the download complete?")?;
         self.at = end;
         Ok(taken)
     }
@@ -189,13 +190,19 @@ impl Gguf {
         let cols = info.dims.first().copied().unwrap_or(1);
         let rows = info.dims.iter().skip(1).product::<usize>();
         let (block_len, block_bytes) = kind.block();
-        ensure!(cols.is_multiple_of(block_len), "tensor {name} has rows of {cols}, no multiple of {block_len}");
+        ensure!(
+            cols.is_multiple_of(block_len),
+            "tensor {name} has rows of {cols}, no multiple of {block_len}"
+        );
         let len = (cols / block_len)
             .checked_mul(block_bytes)
             .and_then(|bytes| bytes.checked_mul(rows))
             .context("size overflows")?;
         let start = self.data_start.checked_add(info.offset).context("offset overflows")?;
-        let bytes = self.bytes.get(start..start.saturating_add(len)).with_context(|| format!("tensor {name} is cut off"))?;
+        let bytes = self
+            .bytes
+            .get(start..start.saturating_add(len))
+            .with_context(|| format!("tensor {name} is cut off"))?;
         Ok((kind, rows, cols, bytes))
     }
 }

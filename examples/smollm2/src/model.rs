@@ -81,7 +81,8 @@ impl Model {
         let arch = gguf.text("general.architecture")?;
         ensure!(arch == "llama", "architecture {arch}; known: llama");
         let embedding = Matrix::load(gguf, "token_embd.weight")?;
-        let (width, num_q_heads) = (gguf.int("llama.embedding_length")?, gguf.int("llama.attention.head_count")?);
+        let (width, num_q_heads) =
+            (gguf.int("llama.embedding_length")?, gguf.int("llama.attention.head_count")?);
         let config = Config {
             num_layers: gguf.int("llama.block_count")?,
             width,
@@ -121,13 +122,21 @@ impl Model {
     /// Bytes of all matrices as stored.
     pub fn num_bytes(&self) -> usize {
         let of = |l: &Layer| {
-            [&l.q, &l.k, &l.v, &l.attn_out, &l.gate, &l.up, &l.down].iter().map(|m| m.num_bytes()).sum::<usize>()
+            [&l.q, &l.k, &l.v, &l.attn_out, &l.gate, &l.up, &l.down]
+                .iter()
+                .map(|m| m.num_bytes())
+                .sum::<usize>()
         };
         self.embedding.num_bytes() + self.layers.iter().map(of).sum::<usize>()
     }
 
     /// Runs the blocks over `tokens` at `positions` and returns the normalized hidden rows `[n, width]`.
-    pub fn forward(&self, tokens: &[u32], positions: &[u32], attention: &mut dyn Attention) -> Result<Vec<f32>> {
+    pub fn forward(
+        &self,
+        tokens: &[u32],
+        positions: &[u32],
+        attention: &mut dyn Attention,
+    ) -> Result<Vec<f32>> {
         let c = &self.config;
         let n = tokens.len();
         ensure!(positions.len() == n, "{n} tokens at {} positions", positions.len());
@@ -155,7 +164,10 @@ impl Model {
             rms_norm(&x, &layer.ffn_norm, c.norm_eps, &mut normed);
             layer.gate.apply(&normed, &mut gate)?;
             layer.up.apply(&normed, &mut up)?;
-            gate.par_iter_mut().zip(&up).with_min_len(4096).for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
+            gate.par_iter_mut()
+                .zip(&up)
+                .with_min_len(4096)
+                .for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
             layer.down.apply(&gate, &mut normed)?;
             add(&mut x, &normed);
         }

@@ -27,10 +27,8 @@ impl Vocabulary {
                 Ok((left.to_owned(), right.to_owned()))
             })
             .collect::<Result<Vec<_>>>()?;
-        let bpe = BPE::builder()
-            .vocab_and_merges(vocab, merges)
-            .build()
-            .map_err(|e| anyhow!("tokenizer: {e}"))?;
+        let bpe =
+            BPE::builder().vocab_and_merges(vocab, merges).build().map_err(|e| anyhow!("tokenizer: {e}"))?;
         let mut tokenizer = Tokenizer::new(bpe);
         let split = Sequence::new(vec![Digits::new(true).into(), ByteLevel::new(false, true, true).into()]);
         tokenizer.with_pre_tokenizer(Some(split));

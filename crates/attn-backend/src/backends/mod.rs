@@ -13,7 +13,9 @@ pub(crate) const BEHIND_FEATURES: &[(BackendId, &str)] =
 
 pub(crate) fn builtin() -> Registry {
     let mut registry = Registry::empty();
-    let key = OperationKey { format: FormatKey::INT8_GROUP, operation: Operation::NormalDecode };
-    registry.register(key, Arc::new(CpuBackend));
+    for format in [FormatKey::INT8_GROUP, FormatKey::UNQUANTIZED] {
+        let key = OperationKey { format, operation: Operation::NormalDecode };
+        registry.register(key, Arc::new(CpuBackend));
+    }
     registry
 }
