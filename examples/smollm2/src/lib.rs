@@ -1,6 +1,11 @@
 //! SmolLM2-135M on kv8: a real language model whose attention goes through our sessions.
 
+pub mod cache;
+pub mod command;
+pub mod fetch;
+pub mod generate;
 pub mod gguf;
 pub mod matrix;
 pub mod model;
+pub mod sample;
 pub mod vocabulary;
