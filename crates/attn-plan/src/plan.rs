@@ -70,7 +70,9 @@ impl SplitPlan {
         }
         let mut extents = std::mem::take(&mut self.extents);
         extents.clear();
-        extents.extend(kv_lens.iter().map(|&kv_len| Extent::of(spec.visible_any(kv_len), config.tile_len)));
+        let (tile_len, split_tiles) = (config.tile_len, config.split_tiles());
+        let extent = |&kv_len: &u32| Extent::new(spec.visible_any(kv_len), tile_len, split_tiles);
+        extents.extend(kv_lens.iter().map(extent));
         let schedule = Schedule::new(&extents, config);
         let num_items = schedule.max_items();
         let result = if num_items > MAX_ITEMS {
@@ -172,7 +174,7 @@ impl SplitPlan {
     pub fn load(&self, worker: usize) -> u64 {
         let Some(config) = &self.config else { return 0 };
         let cost = |item: &WorkItem| {
-            Extent::of(item.token_start..item.token_end, config.tile_len).tiles()
+            Extent::new(item.token_start..item.token_end, config.tile_len, 0).tiles()
                 + u64::from(config.item_overhead)
         };
         self.worker_items(worker).iter().map(cost).sum()

@@ -1,7 +1,7 @@
 //! The greedy deal behind [`crate::SplitPlan`], and the smallest budget with which it suffices.
 
+use crate::SplitConfig;
 use crate::plan::{NO_PARTIAL, WorkItem};
-use crate::{SplitConfig, SplitPolicy};
 
 /// A request's visible tokens, and the tiles that they touch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,17 +10,28 @@ pub(crate) struct Extent {
     end: u32,
     first_tile: u32,
     end_tile: u32,
+    num_splits: u32,
 }
 
 impl Extent {
-    pub fn of(visible: std::ops::Range<u32>, tile_len: u32) -> Self {
+    /// `split_tiles` is 0 where only workers' ends cut.
+    pub fn new(visible: std::ops::Range<u32>, tile_len: u32, split_tiles: u32) -> Self {
         let first_tile = visible.start / tile_len;
         let end_tile = if visible.is_empty() { first_tile } else { visible.end.div_ceil(tile_len) };
-        Self { start: visible.start, end: visible.end, first_tile, end_tile }
+        let num_splits = match split_tiles {
+            0 => 1,
+            split => (end_tile.div_ceil(split) - first_tile / split).max(1),
+        };
+        Self { start: visible.start, end: visible.end, first_tile, end_tile, num_splits }
     }
 
     pub fn tiles(&self) -> u64 {
         u64::from(self.end_tile - self.first_tile)
+    }
+
+    /// Items of the request as long as no worker's end cuts it; an empty request has one.
+    fn num_splits(&self) -> u64 {
+        u64::from(self.num_splits)
     }
 }
 
@@ -33,7 +44,7 @@ pub(crate) struct Schedule<'a> {
     overhead: u64,
     /// The fewest tiles worth an item of their own.
     piece: u64,
-    /// Tiles between the cuts of [`SplitPolicy::BatchInvariant`].
+    /// Tiles between the cuts of [`crate::SplitPolicy::BatchInvariant`].
     split_tiles: Option<u64>,
 }
 
@@ -46,10 +57,7 @@ impl<'a> Schedule<'a> {
             num_workers: u64::from(config.num_workers),
             overhead: u64::from(config.item_overhead),
             piece: u64::from(config.min_split_tiles.max(1)),
-            split_tiles: match config.policy {
-                SplitPolicy::Throughput => None,
-                SplitPolicy::BatchInvariant { split_len } => Some(u64::from(split_len / config.tile_len)),
-            },
+            split_tiles: Some(u64::from(config.split_tiles())).filter(|split| *split > 0),
         }
     }
 
@@ -57,7 +65,7 @@ impl<'a> Schedule<'a> {
     pub fn max_items(&self) -> u64 {
         match self.split_tiles {
             None => self.extents.len() as u64 + self.num_workers,
-            Some(split) => self.extents.iter().map(|extent| extent.num_splits(split)).sum(),
+            Some(_) => self.extents.iter().map(|extent| extent.num_splits()).sum(),
         }
     }
 
@@ -74,7 +82,7 @@ impl<'a> Schedule<'a> {
                 (total, self.piece + self.overhead, 2 * self.piece + 2 * self.overhead)
             }
             Some(split) => {
-                let cost = |extent: &Extent| extent.tiles() + extent.num_splits(split) * self.overhead;
+                let cost = |extent: &Extent| extent.tiles() + extent.num_splits() * self.overhead;
                 let largest = split.min(longest) + self.overhead;
                 (self.extents.iter().map(cost).sum(), largest, largest)
             }
@@ -89,14 +97,24 @@ impl<'a> Schedule<'a> {
     }
 
     fn workers_needed(&self, budget: u64) -> u64 {
-        let mut workers = 1;
-        self.walk(budget, &mut |_, _, _, is_new_worker| workers += u64::from(is_new_worker));
+        let (mut workers, mut room) = (1, budget);
+        for (request, extent) in self.extents.iter().enumerate() {
+            // Most requests fit whole; only those at a worker's end are cut to see.
+            let whole = extent.tiles() + extent.num_splits() * self.overhead;
+            if whole <= room {
+                room -= whole;
+            } else {
+                self.walk(request, extent, budget, &mut room, &mut |_, _, _, is_new_worker| {
+                    workers += u64::from(is_new_worker);
+                });
+            }
+        }
         workers
     }
 
     /// Calls `take(item, cost in tiles, whether it starts a new worker)` in order.
     pub fn deal(&self, budget: u64, take: &mut impl FnMut(WorkItem, u64, bool)) {
-        self.walk(budget, &mut |request, tile, tiles, is_new_worker| {
+        let mut to_item = |request: usize, tile: u64, tiles: u64, is_new_worker| {
             let Some(extent) = self.extents.get(request) else { return };
             let start = (tile * self.tile_len).max(u64::from(extent.start));
             let end = ((tile + tiles) * self.tile_len).min(u64::from(extent.end)).max(start);
@@ -107,41 +125,49 @@ impl<'a> Schedule<'a> {
                 partial_idx: NO_PARTIAL,
             };
             take(item, tiles + self.overhead, is_new_worker);
-        });
-    }
-
-    /// The greedy deal: `take(request, first tile, tiles, whether a new worker starts)`.
-    #[inline]
-    fn walk(&self, budget: u64, take: &mut impl FnMut(usize, u64, u64, bool)) {
+        };
         let mut room = budget;
         for (request, extent) in self.extents.iter().enumerate() {
-            let (mut tile, end) = (u64::from(extent.first_tile), u64::from(extent.end_tile));
-            let mut next_cut = self.split_tiles.map(|split| (tile / split + 1) * split);
-            loop {
-                let left = end - tile;
-                let mut is_new_worker = false;
-                let tiles = match &mut next_cut {
-                    Some(cut) => {
-                        let tiles = left.min(*cut - tile);
-                        *cut += self.split_tiles.unwrap_or(left);
-                        is_new_worker = tiles + self.overhead > room && room < budget;
-                        tiles
-                    }
-                    None => self.bite(left, room).unwrap_or_else(|| {
-                        is_new_worker = room < budget;
-                        // On a worker of its own an item may leave a sliver behind, so that every budget gets ahead.
-                        left.min((budget.saturating_sub(self.overhead)).max(1))
-                    }),
-                };
-                if is_new_worker {
-                    room = budget;
+            self.walk(request, extent, budget, &mut room, &mut to_item);
+        }
+    }
+
+    /// The greedy deal of one request: `take(request, first tile, tiles, whether a new worker starts)`.
+    #[inline]
+    fn walk(
+        &self,
+        request: usize,
+        extent: &Extent,
+        budget: u64,
+        room: &mut u64,
+        take: &mut impl FnMut(usize, u64, u64, bool),
+    ) {
+        let (mut tile, end) = (u64::from(extent.first_tile), u64::from(extent.end_tile));
+        let mut next_cut = self.split_tiles.map(|split| (tile / split + 1) * split);
+        loop {
+            let left = end - tile;
+            let mut is_new_worker = false;
+            let tiles = match &mut next_cut {
+                Some(cut) => {
+                    let tiles = left.min(*cut - tile);
+                    *cut += self.split_tiles.unwrap_or(left);
+                    is_new_worker = tiles + self.overhead > *room && *room < budget;
+                    tiles
                 }
-                room = room.saturating_sub(tiles + self.overhead);
-                take(request, tile, tiles, is_new_worker);
-                tile += tiles;
-                if tile >= end {
-                    break;
-                }
+                None => self.bite(left, *room).unwrap_or_else(|| {
+                    is_new_worker = *room < budget;
+                    // On a worker of its own an item may leave a sliver behind, so that every budget gets ahead.
+                    left.min(budget.saturating_sub(self.overhead).max(1))
+                }),
+            };
+            if is_new_worker {
+                *room = budget;
+            }
+            *room = room.saturating_sub(tiles + self.overhead);
+            take(request, tile, tiles, is_new_worker);
+            tile += tiles;
+            if tile >= end {
+                break;
             }
         }
     }
@@ -156,13 +182,5 @@ impl<'a> Schedule<'a> {
         }
         let bite = fits.min(left.saturating_sub(self.piece));
         (bite >= self.piece).then_some(bite)
-    }
-}
-
-impl Extent {
-    /// Items of the invariant cut; an empty request has one.
-    fn num_splits(&self, split_tiles: u64) -> u64 {
-        let (first, end) = (u64::from(self.first_tile), u64::from(self.end_tile));
-        if end == first { 1 } else { end.div_ceil(split_tiles) - first / split_tiles }
     }
 }

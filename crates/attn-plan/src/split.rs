@@ -55,6 +55,14 @@ impl SplitConfig {
         Self { policy, ..self }
     }
 
+    /// Tiles between the cuts of [`SplitPolicy::BatchInvariant`]; 0 for the other policy.
+    pub(crate) fn split_tiles(&self) -> u32 {
+        match self.policy {
+            SplitPolicy::Throughput => 0,
+            SplitPolicy::BatchInvariant { split_len } => split_len / self.tile_len.max(1),
+        }
+    }
+
     /// Refuses numbers that no plan can follow.
     pub fn check(&self) -> Result<(), Error> {
         if self.num_workers == 0 || self.num_workers > 1 << 20 {

@@ -1,112 +1,281 @@
 //! How far a correct backend may be from the oracle: an a-priori bound from the error model of its arithmetic.
+//!
+//! Nothing here is tuned: the sums come from the oracle, the unit roundoffs from the backend. The derivation, step by
+//! step in the order of our operations, is in `docs/error-bound.md`.
 
-use crate::oracle::OracleOutput;
+use crate::oracle::{OracleOutput, Row, Token};
 use attn_plan::{DecodeSpec, SplitPlan};
 use kv_quant::FloatType;
 
-/// The error model of one backend. Relative errors are unit roundoffs (half the distance from 1 to the next value);
-/// absolute ones are the smallest step of a type that can underflow, 0 where the type is f32 or the operand exact.
+/// Unit roundoff of f32.
+const U: f64 = 1.0 / 16_777_216.0;
+/// Below this an f32 result may have been flushed to zero.
+const FLUSH: f64 = f32::MIN_POSITIVE as f64;
+
+/// The error model of one backend.
+///
+/// A `*_unit` is a relative error (for a rounding: half the distance from 1 to the next value), a `*_tiny` an absolute
+/// one (for an operand type that underflows: half its smallest step). An operand that is used as given has 0 in both.
+/// `*_roundings` count f32 roundings on the longest path.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Arithmetic {
-    /// Relative rounding of q where it is rounded before q.k; 0 if q is used as given.
+    /// q where it is rounded before q.k.
     pub q_unit: f64,
-    /// Error of a q element relative to the largest magnitude of its row (q quantized to integers); usually 0.
+    /// Error of a q element relative to the largest magnitude of its row (q quantized to integers).
     pub q_amax_unit: f64,
-    /// Absolute rounding of q (subnormals of its type).
+    /// Absolute error of a q operand.
     pub q_tiny: f64,
-    /// Relative rounding of a dequantized K element as an operand of q.k; 0 if code and scale enter exactly.
+    /// A K operand of q.k, if code times scale is rounded to a narrower type.
     pub k_unit: f64,
-    /// Absolute rounding of a K operand.
+    /// Absolute error of a K operand.
     pub k_tiny: f64,
-    /// Roundings in f32 on the longest path through one q.k sum, scale factors included.
+    /// f32 roundings on the longest path through one q.k, scales and softmax_scale included.
     pub dot_roundings: f64,
-    /// Relative error of the exponential (of tanh too), beyond the rounding of its argument.
+    /// Further roundings of a finished logit, e.g. 2 for a change to base 2.
+    pub logit_roundings: f64,
+    /// Relative error of tanh (soft-cap).
+    pub tanh_unit: f64,
+    /// Absolute error of tanh, for approximations that are not relatively accurate near 0.
+    pub tanh_tiny: f64,
+    /// Relative error of the exponential for the argument it is given.
     pub exp_unit: f64,
-    /// Relative rounding of a softmax weight as an operand of p.v.
+    /// Largest number of times that a weight is rescaled because a later maximum is larger: tiles and splits.
+    pub rescales: f64,
+    /// A softmax weight as an operand of p.v, where the sum of weights is not of the rounded ones.
     pub p_unit: f64,
-    /// Absolute rounding of a weight, relative to the largest weight of its tile.
+    /// Absolute error of a weight operand, weights being at most 1.
     pub p_tiny: f64,
-    /// Relative rounding of a dequantized V element as an operand of p.v.
+    /// A V operand of p.v.
     pub v_unit: f64,
-    /// Absolute rounding of a V operand.
+    /// Absolute error of a V operand.
     pub v_tiny: f64,
-    /// Roundings in f32 on the longest path of the sum over tokens: within a tile, between tiles, between splits.
+    /// f32 roundings on the longest path of the sums over tokens: within a tile, between tiles, between splits.
     pub sum_roundings: f64,
-    /// Relative rounding of a stored partial state; 0 for f32 (its store is exact).
+    /// A stored partial state; 0 for f32.
     pub partial_unit: f64,
+    /// Relative error of the logarithm in lse.
+    pub ln_unit: f64,
     /// Type of the output.
     pub out_type: FloatType,
 }
 
 impl Arithmetic {
-    /// f32 throughout, operands exact, over a plan: the model of the CPU backend's accurate mode.
+    /// f32 throughout with exact operands, sums in any order, over a plan: the mildest model of an f32 backend.
     pub fn f32(spec: &DecodeSpec, plan: &SplitPlan) -> Self {
-        let longest = plan.items().iter().map(|item| item.num_tokens()).max().unwrap_or(0);
-        let splits =
-            plan.request_partials().windows(2).map(|w| w.iter().rev().fold(0, |a, &b| a.max(b) - a.min(b)));
-        let splits = splits.max().unwrap_or(0);
+        let facts = PlanFacts::of(plan);
         Self {
             q_unit: 0.0,
             q_amax_unit: 0.0,
             q_tiny: 0.0,
             k_unit: 0.0,
             k_tiny: 0.0,
-            dot_roundings: f64::from(spec.head_dim) + 6.0,
-            exp_unit: 1.0 / (1u64 << 22) as f64,
+            // Product, sum, code times an f32 scale, softmax_scale.
+            dot_roundings: f64::from(spec.head_dim) + 3.0,
+            logit_roundings: 0.0,
+            tanh_unit: 4.0 * U,
+            tanh_tiny: 0.0,
+            exp_unit: 4.0 * U,
+            rescales: facts.longest + facts.splits,
             p_unit: 0.0,
             p_tiny: 0.0,
             v_unit: 0.0,
             v_tiny: 0.0,
-            sum_roundings: f64::from(longest) + 2.0 * f64::from(longest) + 2.0 * f64::from(splits) + 8.0,
+            // Token by token a rescale, a product and a sum; split by split likewise; normalizer and product.
+            sum_roundings: 2.0 * facts.longest + 3.0 * facts.splits + 6.0,
             partial_unit: 0.0,
+            ln_unit: 4.0 * U,
             out_type: spec.out_type,
         }
+    }
+
+    /// The CPU backend in its accurate mode, over a plan: f32 with exact operands, sums in lanes and tiles.
+    pub fn host(spec: &DecodeSpec, plan: &SplitPlan) -> Self {
+        let facts = PlanFacts::of(plan);
+        let tile = f64::from(crate::stage1::TILE_LEN);
+        let tiles = (facts.longest / tile).ceil();
+        Self {
+            dot_roundings: (f64::from(spec.head_dim) / crate::stage1::MIN_LANES as f64).ceil() + 7.0,
+            rescales: tiles + facts.splits,
+            sum_roundings: tile.min(facts.longest) + 2.0 + 2.0 * tiles + 3.0 * facts.splits + 6.0,
+            ..Self::f32(spec, plan)
+        }
+    }
+}
+
+/// What of a plan an error depends on.
+struct PlanFacts {
+    /// Tokens of the longest item.
+    longest: f64,
+    /// Partial states of the most split request, one for a sink added.
+    splits: f64,
+}
+
+impl PlanFacts {
+    fn of(plan: &SplitPlan) -> Self {
+        let longest = plan.items().iter().map(|item| item.num_tokens()).max().unwrap_or(0);
+        let mut splits = 0;
+        for pair in plan.request_partials().windows(2) {
+            if let [start, end] = *pair {
+                splits = splits.max(end - start);
+            }
+        }
+        Self { longest: f64::from(longest), splits: f64::from(splits) + 1.0 }
+    }
+}
+
+/// gamma_n of Higham: the relative error of n roundings in a row.
+fn gamma(roundings: f64) -> f64 {
+    let nu = roundings * U;
+    if nu < 0.5 { nu / (1.0 - nu) } else { f64::INFINITY }
+}
+
+/// One weight of a row and how far it may be off.
+struct Weight {
+    /// Which token; `None` for the sink.
+    t: Option<usize>,
+    p: f64,
+    /// `|ln(computed weight / exact weight)|`, up to a factor common to the row.
+    delta: f64,
+    /// `ln p`, which does not underflow.
+    ln_p: f64,
+}
+
+impl Weight {
+    /// `p * (exp(delta + more) - 1)`, safe from overflow times underflow.
+    fn gain(&self, more: f64) -> f64 {
+        ((self.ln_p + self.delta + more).exp() - self.p).max(0.0)
+    }
+
+    /// `p * exp(-delta - more)`.
+    fn floor(&self, more: f64) -> f64 {
+        (self.ln_p - self.delta - more).exp()
+    }
+}
+
+impl Arithmetic {
+    /// Largest error of a logit.
+    fn logit_error(&self, row: &Row, token: &Token) -> f64 {
+        let operands = (1.0 + gamma(self.dot_roundings)) * (1.0 + self.q_unit) * (1.0 + self.k_unit) - 1.0;
+        let mut error = token.abs_dot * operands
+            + token.abs_k * (self.q_amax_unit * row.q_amax + self.q_tiny) * (1.0 + self.k_unit)
+            + token.abs_q * self.k_tiny * (1.0 + self.q_unit)
+            + row.flush;
+        if let Some(cap) = row.soft_cap {
+            // |tanh| <= 1 and |c tanh(x/c)| <= |x|: the division and the product are two roundings of that.
+            let size = token.raw.abs().min(cap);
+            error += size * (2.0 * U + self.tanh_unit) + cap * self.tanh_tiny;
+        }
+        if token.alibi != 0.0 {
+            error += 2.0 * U * token.alibi.abs() + U * (token.s.abs() + error);
+        }
+        error + self.logit_roundings * U * (token.s.abs() + error)
+    }
+
+    fn weights(&self, row: &Row, lse: f64) -> Vec<Weight> {
+        // The subtraction of the maximum and every later change of maximum round their own difference, and these
+        // differences add up to s - m.
+        let weight = |t: Option<usize>, s: f64, logit_error: f64| {
+            let exponent = U * (1.0 + self.logit_roundings) * ((s - row.m).abs() + 2.0 * logit_error);
+            let delta = logit_error + exponent + (1.0 + self.rescales) * self.exp_unit * 1.01;
+            Weight { t, p: (s - lse).exp(), delta, ln_p: s - lse }
+        };
+        let mut weights: Vec<Weight> = row
+            .tokens
+            .iter()
+            .map(|token| weight(Some(token.t), token.s, self.logit_error(row, token)))
+            .collect();
+        weights.extend(row.sink.map(|sink| weight(None, sink, self.logit_roundings * U * sink.abs())));
+        weights
     }
 }
 
 impl OracleOutput {
     /// Largest allowed `|out - oracle|` for each element, `[q_len, num_q_heads, head_dim]`.
     pub fn bound(&self, arithmetic: &Arithmetic) -> Vec<f64> {
-        let a = arithmetic;
-        let u = FloatType::F32.unit_roundoff();
-        let gamma = |n: f64| n * u / (1.0 - n * u);
         let mut bounds = Vec::with_capacity(self.out.len());
-        for (row, out) in self.rows.iter().zip(self.out.chunks_exact(self.head_dim)) {
-            let delta = |token: &crate::oracle::Token| {
-                token.abs_dot * (gamma(a.dot_roundings) + a.q_unit + a.k_unit)
-                    + token.abs_k * (a.q_amax_unit * row.q_amax + a.q_tiny)
-                    + token.abs_q * a.k_tiny
-                    + 4.0 * u * (token.s.abs() + row.m.abs() + token.alibi.abs() + token.raw.abs())
-                    + a.exp_unit
-            };
-            for (d, &o) in out.iter().enumerate() {
-                let (mut spread, mut mass, mut absolute, mut v_max) = (0.0, 0.0, 0.0, 0f64);
-                for token in &row.tokens {
-                    let first = (token.t * self.num_kv_heads + row.kv_head) * self.head_dim;
-                    let v = self.v.get(first + d).copied().unwrap_or(0.0);
-                    let e = delta(token).exp_m1();
-                    spread += token.p * e * (v - o).abs();
-                    mass += token.p * e;
-                    absolute += token.p * v.abs();
-                    v_max = v_max.max(v.abs());
-                }
-                let relative = a.p_unit + a.v_unit + a.partial_unit + 2.0 * gamma(a.sum_roundings) + 4.0 * u;
-                let tokens = row.tokens.len() as f64;
-                bounds.push(
-                    1.01 * (spread / (1.0 - mass).max(1e-3) + absolute * relative)
-                        + a.out_type.unit_roundoff() * o.abs()
-                        + a.out_type.tiny()
-                        + tokens * (a.p_tiny + f64::from(f32::MIN_POSITIVE)) * v_max
-                        + a.v_tiny,
-                );
+        let rows = self.rows.iter().zip(&self.lse).zip(self.out.chunks_exact(self.head_dim));
+        for ((row, &lse), out) in rows {
+            let weights = arithmetic.weights(row, lse);
+            let top = weights.iter().max_by(|a, b| a.p.total_cmp(&b.p));
+            let top_delta = top.map_or(0.0, |w| w.delta);
+            let top_t = top.and_then(|w| w.t);
+            // The sum of the weights can shrink to these, at most; the second with the top weight as the unit.
+            let floor: f64 = weights.iter().map(|w| w.floor(0.0)).sum();
+            let floor_by_top: f64 =
+                weights.iter().map(|w| if w.t == top_t { w.p } else { w.floor(top_delta) }).sum();
+            for (channel, &o) in out.iter().enumerate() {
+                bounds.push(self.element_bound(
+                    arithmetic,
+                    row,
+                    &weights,
+                    channel,
+                    o,
+                    (top_t, top_delta),
+                    [floor, floor_by_top],
+                ));
             }
         }
         bounds
     }
 
-    /// Largest allowed `|lse - oracle|` for each row, `[q_len, num_q_heads]`.
+    fn element_bound(
+        &self,
+        a: &Arithmetic,
+        row: &Row,
+        weights: &[Weight],
+        channel: usize,
+        o: f64,
+        (top_t, top_delta): (Option<usize>, f64),
+        [floor, floor_by_top]: [f64; 2],
+    ) -> f64 {
+        let (mut spread, mut spread_by_top, mut hull) = (0.0, 0.0, 0f64);
+        let (mut mass, mut v_max) = (0.0, 0f64);
+        for weight in weights {
+            let v = weight.t.map_or(0.0, |t| self.value(row, t, channel));
+            let distance = (v - o).abs();
+            hull = hull.max(distance);
+            v_max = v_max.max(v.abs());
+            spread += weight.gain(0.0) * distance;
+            if weight.t != top_t {
+                spread_by_top += weight.gain(top_delta) * distance;
+            }
+            mass += (weight.p + weight.gain(0.0)) * v.abs();
+        }
+        // Whatever the weights are, the exact sum of values is a convex combination of them.
+        let from_weights = [spread / floor, spread_by_top / floor_by_top, hull]
+            .into_iter()
+            .filter(|x| !x.is_nan())
+            .fold(f64::INFINITY, f64::min);
+        let mass = (mass / floor).min(v_max);
+        let mass = if mass.is_nan() { v_max } else { mass };
+        let relative = a.p_unit + a.v_unit + a.partial_unit + 2.0 * gamma(a.sum_roundings);
+        let num_tokens = row.tokens.len() as f64;
+        let underflow = num_tokens * ((a.p_tiny + FLUSH) * v_max + FLUSH) + a.v_tiny;
+        let before_out = from_weights + 1.01 * mass * relative + underflow;
+        before_out
+            + a.out_type.unit_roundoff() * (o.abs() + before_out)
+            + (a.out_type.tiny() / 2.0).max(FLUSH)
+    }
+
+    fn value(&self, row: &Row, t: usize, channel: usize) -> f64 {
+        self.v.get((t * self.num_kv_heads + row.kv_head) * self.head_dim + channel).copied().unwrap_or(0.0)
+    }
+
+    /// Largest allowed `|lse - oracle|` for each row, `[q_len, num_q_heads]`; 0 where lse is -inf.
     pub fn lse_bound(&self, arithmetic: &Arithmetic) -> Vec<f64> {
-        let _ = arithmetic;
-        self.lse.iter().map(|lse| 1e-5 * lse.abs() + 1e-5).collect()
+        let a = arithmetic;
+        let bound = |(row, &lse): (&Row, &f64)| {
+            if lse == f64::NEG_INFINITY {
+                return 0.0;
+            }
+            let weights = a.weights(row, lse);
+            let up = weights.iter().map(|w| w.p + w.gain(0.0)).sum::<f64>().ln();
+            let down = -weights.iter().map(|w| w.floor(0.0)).sum::<f64>().ln();
+            let num_tokens = row.tokens.len() as f64;
+            let sum = up.max(down) + 1.01 * gamma(a.sum_roundings) + num_tokens * (FLUSH + a.p_tiny);
+            let ln = (lse - row.m).abs() + sum;
+            sum + a.ln_unit * ln + U * (1.0 + 2.0 * a.logit_roundings) * (lse.abs() + row.m.abs() + sum)
+        };
+        self.rows.iter().zip(&self.lse).map(bound).collect()
     }
 }

@@ -7,11 +7,14 @@
 
 mod append;
 pub mod bound;
+pub mod case;
 mod error;
 mod host;
 pub mod oracle;
 mod stage1;
 mod stage2;
+#[cfg(feature = "proptest")]
+pub mod strategies;
 mod workspace;
 
 pub use append::append;

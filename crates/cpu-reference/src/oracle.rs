@@ -38,6 +38,9 @@ pub(crate) struct Row {
     pub m: f64,
     /// `max |q_d|`.
     pub q_amax: f64,
+    pub soft_cap: Option<f64>,
+    /// What a logit loses at most when products below the normal range of f32 are flushed.
+    pub flush: f64,
     pub sink: Option<f64>,
 }
 
@@ -114,8 +117,15 @@ fn attend(spec: &DecodeSpec, kv_len: u32, q_idx: u32, head: usize, q_row: &[f64]
     let position = i64::from(kv_len) - i64::from(spec.q_len) + i64::from(q_idx);
     let slope = spec.alibi_slopes.as_ref().and_then(|slopes| slopes.get(head));
     let sink = spec.sinks.as_ref().and_then(|sinks| sinks.get(head)).map(|&x| f64::from(x));
-    let mut row = Row { kv_head, tokens: Vec::new(), m: f64::NEG_INFINITY, q_amax: 0.0, sink };
-    row.q_amax = q_row.iter().fold(0.0, |amax, x| amax.max(x.abs()));
+    let mut row = Row {
+        kv_head,
+        tokens: Vec::new(),
+        m: f64::NEG_INFINITY,
+        q_amax: q_row.iter().fold(0.0, |amax, x| amax.max(x.abs())),
+        soft_cap: spec.soft_cap.map(f64::from),
+        flush: f64::from(f32::MIN_POSITIVE) * (scale.abs() * head_dim as f64 + 1.0),
+        sink,
+    };
     let abs_q = scale.abs() * q_row.iter().map(|x| x.abs()).sum::<f64>();
     for t in 0..kv_len as usize {
         let distance = t as i64 - position;

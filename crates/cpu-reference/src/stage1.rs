@@ -7,6 +7,11 @@ use attn_plan::{DecodeRequest, SoftmaxState, SplitPlan, WorkItem};
 use kv_quant::{CacheLayout, CacheView, FloatSlice, Side};
 use rayon::prelude::*;
 
+/// Tokens between two looks at the running maximum.
+pub(crate) const TILE_LEN: u32 = 64;
+/// Lanes of the narrowest instance: partial sums of a dot product that run side by side.
+pub(crate) const MIN_LANES: usize = 1;
+
 /// Sizes that every unit of a step shares.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {

@@ -27,7 +27,7 @@ pub struct Matrix {
 /// Widens `bytes` (whole blocks) to `out`; exact.
 #[inline(always)]
 fn widen(kind: TensorType, bytes: &[u8], out: &mut [f32]) {
-    let scale = |block: &[u8], at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
+    let scale = |block: &[u8], at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32_const();
     match kind {
         TensorType::F32 => {
             for (x, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {

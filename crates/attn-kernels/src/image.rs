@@ -1,0 +1,100 @@
+//! The kernel image that `cargo xtask kernels` built, embedded with its manifest.
+//!
+//! The build script looked for it and compared its source hash; here are the answers as values.
+
+use thiserror::Error;
+
+/// Why there is no image to load.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// The crate was built before the kernels were.
+    #[error("kernel image not built: run `cargo xtask kernels`, then build again")]
+    NotBuilt,
+    /// The sources (and with them perhaps the parameter structs) have changed since the image was built.
+    #[error(
+        "kernel image is stale: built from sources {built_from:.12}, now {sources:.12}; run `cargo xtask kernels`, then build again"
+    )]
+    Stale {
+        /// Hash of the sources that the image was built from.
+        built_from: &'static str,
+        /// Hash of the sources now.
+        sources: &'static str,
+    },
+}
+
+/// The embedded image.
+#[derive(Clone, Copy, Debug)]
+pub struct Image {
+    /// The fatbin: machine code for several architectures, and PTX. The driver picks.
+    pub fatbin: &'static [u8],
+    /// `manifest.json` as text: source hash, flags, registers, spills and shared memory of every kernel.
+    pub manifest: &'static str,
+}
+
+/// What the image asks of a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Lowest driver version, major * 1000 + minor * 10.
+    pub driver_version: u32,
+    /// The same, for a device that only the PTX in the image serves.
+    pub driver_version_for_ptx: u32,
+    /// Lowest compute capability, major * 10 + minor.
+    pub lowest_sm: u32,
+    /// What the image holds, such as "sm_80, sm_89, sm_90a, compute_80".
+    pub supported: String,
+}
+
+#[cfg(feature = "cuda")]
+mod facts {
+    include!(concat!(env!("OUT_DIR"), "/image_facts.rs"));
+}
+
+/// The embedded image, if it was built from the sources as they were when this crate was compiled.
+///
+/// # Errors
+/// [`ImageError`]; its text says which command mends it.
+#[cfg(feature = "cuda")]
+pub fn embedded() -> Result<Image, ImageError> {
+    if let Some((built_from, sources)) = facts::STALE {
+        return Err(ImageError::Stale { built_from, sources });
+    }
+    #[cfg(kv8_image)]
+    return Ok(Image {
+        fatbin: include_bytes!(env!("KV8_FATBIN")),
+        manifest: include_str!(env!("KV8_MANIFEST")),
+    });
+    #[cfg(not(kv8_image))]
+    Err(ImageError::NotBuilt)
+}
+
+/// What the embedded image asks of a machine; without one, what an image would ask at least.
+///
+/// Machine code of one CUDA major version loads on every driver of that major version or a later one. PTX needs the
+/// exact version or a later one, but is only used on devices newer than every machine code in the image.
+#[cfg(feature = "cuda")]
+#[must_use]
+pub fn needs() -> Needs {
+    if facts::ARCHS.is_empty() {
+        return Needs {
+            driver_version: LOWEST_CUDA,
+            driver_version_for_ptx: LOWEST_CUDA,
+            lowest_sm: LOWEST_SM,
+            supported: "sm_80 and later".to_owned(),
+        };
+    }
+    let sm = |arch: &&str| arch.strip_prefix("sm_").and_then(|sm| sm.trim_end_matches('a').parse().ok());
+    Needs {
+        driver_version: facts::CUDA_VERSION.0 * 1000,
+        driver_version_for_ptx: facts::CUDA_VERSION.0 * 1000 + facts::CUDA_VERSION.1 * 10,
+        lowest_sm: facts::ARCHS.iter().filter_map(sm).min().unwrap_or(LOWEST_SM),
+        supported: facts::ARCHS.join(", "),
+    }
+}
+
+/// The kernels use `cp.async` and bf16 arithmetic, which start here.
+#[cfg(feature = "cuda")]
+const LOWEST_SM: u32 = 80;
+/// The first CUDA version whose driver calls are all used here.
+#[cfg(feature = "cuda")]
+const LOWEST_CUDA: u32 = 11_040;

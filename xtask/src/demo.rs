@@ -1,0 +1,174 @@
+//! `cargo xtask demo`: real keys, values and queries of a language model, decoded step by step over an INT8 cache.
+//!
+//! Two errors are told apart. The quantization error is what INT8 costs: the oracle over the cache's content against the
+//! oracle over the original f16 data. The arithmetic error is what the backend costs: its output against the oracle over
+//! the same cache.
+
+mod decode;
+mod fixture;
+mod plot;
+mod table;
+
+use crate::workspace;
+use anyhow::Context;
+use attn_backend::{BackendId, Descriptor, Registry, SelectOptions, Selection, select};
+use fixture::{Fixture, Layer};
+use indicatif::{ProgressBar, ProgressStyle};
+use kv_quant::LayoutKind;
+use serde::Serialize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Group lengths that are shown unless one is named.
+const GROUP_LENS: [u32; 4] = [8, 16, 32, 64];
+const FIXTURE: &str = "tests/fixtures/smollm2_gpl3_layers.safetensors";
+
+/// Arguments of `cargo xtask demo`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Backend by name, e.g. cpu; otherwise the best that passes its trial.
+    #[arg(long)]
+    backend: Option<String>,
+    /// How the cache lies in memory.
+    #[arg(long, value_enum, default_value_t = Layout::Hnd)]
+    layout: Layout,
+    /// Channels that share a scale; otherwise 8, 16, 32 and 64.
+    #[arg(long, value_name = "CHANNELS")]
+    group_len: Option<u32>,
+    /// Print one JSON object instead of the table.
+    #[arg(long)]
+    json: bool,
+    /// Draw the quantization error by layer and group length.
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+}
+
+/// Names of the layouts on the command line.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Layout {
+    /// One record of codes and scales a token-head, padded to 16 bytes
+    Native,
+    /// Pages of `[kv_head, slot, channel]`
+    Hnd,
+    /// Pages of `[slot, kv_head, channel]`
+    Nhd,
+    /// Token-major buffers `[slot, 2 * kv_heads, channel]`
+    Lightllm,
+}
+
+impl Layout {
+    fn kind(self) -> LayoutKind {
+        match self {
+            Layout::Native => LayoutKind::Native,
+            Layout::Hnd => LayoutKind::Hnd,
+            Layout::Nhd => LayoutKind::Nhd,
+            Layout::Lightllm => LayoutKind::LightLlm,
+        }
+    }
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Report {
+    backend: String,
+    refused: Vec<Refused>,
+    rows: Vec<Row>,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+struct Refused {
+    backend: String,
+    reason: String,
+}
+
+/// One layer at one group length.
+#[derive(Debug, Serialize)]
+struct Row {
+    layer: u32,
+    group_len: u32,
+    /// Codes, scales and padding of K and V of all heads of this layer.
+    bytes_per_token: f64,
+    /// The same token in f16.
+    bytes_per_token_f16: f64,
+    /// Relative L2, worst head.
+    quantization_error: f64,
+    /// Relative L2, worst head.
+    arithmetic_error: f64,
+    /// Append, plan and decode; median over the steps.
+    microseconds_per_step: f64,
+    #[serde(skip)]
+    worst_quantized_head: u32,
+}
+
+/// Runs the demo and prints its report.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let fixture = Fixture::load(&workspace::root().join(FIXTURE))?;
+    let group_lens = args.group_len.map_or(GROUP_LENS.to_vec(), |group_len| vec![group_len]);
+    let options =
+        SelectOptions { backend: args.backend.clone().map(BackendId::named), ..SelectOptions::default() };
+    let total = group_lens.len() * fixture.layers.len() * fixture.num_steps;
+    // Drawn on stderr, and only if that is a terminal.
+    let bar = ProgressBar::new(total as u64)
+        .with_style(ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} steps")?);
+    let mut selections = Vec::new();
+    let mut rows = Vec::new();
+    for group_len in group_lens {
+        let layout = decode::layout(&fixture, args.layout.kind(), group_len)?;
+        let descriptor = Descriptor::new(layout, decode::spec(&fixture));
+        let selection = select(&Registry::builtin(), &descriptor, &options)?;
+        for layer in &fixture.layers {
+            bar.set_message(format!("layer {} group {group_len}", layer.layer));
+            rows.push(measure(&fixture, layer, group_len, &selection, &bar)?);
+        }
+        selections.push(selection);
+    }
+    bar.finish_and_clear();
+    rows.sort_by_key(|row| (row.layer, row.group_len));
+    let first = selections.first().context("no group length")?;
+    let refused = first
+        .refused
+        .iter()
+        .map(|(backend, reason)| Refused { backend: backend.to_string(), reason: reason.to_string() });
+    let report = Report { backend: first.backend.to_string(), refused: refused.collect(), rows };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        table::print(&fixture, first, &report);
+    }
+    if let Some(path) = &args.plot {
+        plot::draw(path, &report.rows)?;
+        eprintln!("drew {}", path.display());
+    }
+    Ok(())
+}
+
+fn measure(
+    fixture: &Fixture,
+    layer: &Layer,
+    group_len: u32,
+    selection: &Selection,
+    bar: &ProgressBar,
+) -> anyhow::Result<Row> {
+    let layout = &selection.descriptor().layout;
+    let mut decoded = decode::decode(fixture, layer, selection, || bar.inc(1))?;
+    let original = decode::oracle_on_original(fixture, layer)?;
+    let cached = decode::oracle_on_cache(fixture, layer, layout, &decoded)?;
+    let out: Vec<f64> = decoded.out.iter().map(|&x| f64::from(x)).collect();
+    let (worst_quantized_head, quantization_error) = decode::worst_head(fixture, &cached.out, &original.out);
+    let (_, arithmetic_error) = decode::worst_head(fixture, &out, &cached.out);
+    Ok(Row {
+        layer: layer.layer,
+        group_len,
+        bytes_per_token: layout.bytes_per_page() as f64 / f64::from(layout.page_len()),
+        bytes_per_token_f16: (2 * fixture.kv_row() * size_of::<half::f16>()) as f64,
+        quantization_error,
+        arithmetic_error,
+        microseconds_per_step: median(&mut decoded.steps).as_secs_f64() * 1e6,
+        worst_quantized_head,
+    })
+}
+
+fn median(times: &mut [Duration]) -> Duration {
+    times.sort_unstable();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
