@@ -1,6 +1,6 @@
 //! The contract of a backend: what it says of itself, and the object that it opens.
 
-use crate::{BackendId, Capability, Descriptor, Error, Input, Memory, Output, Refusal, Stream};
+use crate::{BackendId, Capability, Descriptor, Error, Expect, Input, Memory, Output, Refusal, Stream};
 use attn_plan::{DecodeRequest, DecodeSpec, SplitConfig, SplitPlan};
 use cpu_reference::Arithmetic;
 use kv_quant::PageCopy;
@@ -27,7 +27,7 @@ impl std::fmt::Display for Device {
 }
 
 /// Where a trial of a backend should run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub enum Isolation {
     /// A thread: catches panics, wrong numbers and hangs (a hung thread stays behind).
@@ -135,6 +135,15 @@ pub trait Executor: Send {
     /// # Errors
     /// A device that failed.
     fn write_bytes(&mut self, buffer_idx: usize, offset: u64, bytes: &[u8]) -> Result<(), Error>;
+
+    /// Makes room for steps up to `expect`, so that none of them allocates.
+    ///
+    /// # Errors
+    /// Out of memory.
+    fn reserve(&mut self, spec: &DecodeSpec, expect: &Expect) -> Result<(), Error> {
+        let _ = (spec, expect);
+        Ok(())
+    }
 
     /// Waits for queued work.
     ///

@@ -40,6 +40,8 @@ pub struct Capability {
     pub batch_invariant: bool,
     /// Where the cache may lie.
     pub memory: Vec<MemoryKind>,
+    /// Whether q, k, v, out and lse may lie on its device.
+    pub device_arrays: bool,
 }
 
 impl Capability {
@@ -68,6 +70,7 @@ impl Capability {
             lse: true,
             batch_invariant: true,
             memory: vec![MemoryKind::Owned],
+            device_arrays: false,
         }
     }
 
@@ -95,6 +98,7 @@ impl Capability {
         one_of(&mut missing, "scale type", &format.scale_type(), &self.scale_types);
         one_of(&mut missing, "layout", &layout.kind(), &self.layouts);
         within(&mut missing, "page_len", layout.page_len(), &self.page_lens);
+        one_of(&mut missing, "cache memory", &descriptor.memory, &self.memory);
         for spec in descriptor.specs() {
             self.missing_in_spec(spec, &mut missing);
         }

@@ -1,6 +1,6 @@
 //! What the caller asks of a backend, before any token exists: operation, cache, shapes, split policy.
 
-use crate::{Error, FormatKey, Operation, OperationKey};
+use crate::{Error, FormatKey, MemoryKind, Operation, OperationKey};
 use attn_plan::{DecodeSpec, SplitPolicy};
 use kv_quant::CacheLayout;
 
@@ -27,6 +27,8 @@ pub struct Descriptor {
     pub also: Vec<DecodeSpec>,
     /// What a split may depend on.
     pub split: SplitPolicy,
+    /// Where the cache will lie.
+    pub memory: MemoryKind,
 }
 
 impl Descriptor {
@@ -38,6 +40,7 @@ impl Descriptor {
             spec,
             also: Vec::new(),
             split: SplitPolicy::Throughput,
+            memory: MemoryKind::Owned,
         }
     }
 
@@ -50,6 +53,11 @@ impl Descriptor {
     /// The same under another split policy.
     pub fn with_split(self, split: SplitPolicy) -> Self {
         Self { split, ..self }
+    }
+
+    /// The same over a cache that lies elsewhere, e.g. in the caller's buffers.
+    pub fn with_memory(self, memory: MemoryKind) -> Self {
+        Self { memory, ..self }
     }
 
     /// Where the registry looks for it.

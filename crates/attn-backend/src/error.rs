@@ -4,7 +4,7 @@ use crate::{MemoryKind, Refusal};
 use kv_quant::FloatType;
 
 /// Which array of a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub enum Array {
     /// Queries, `[batch, q_len, num_q_heads, head_dim]`.
@@ -136,15 +136,15 @@ pub enum Error {
         /// What the descriptor holds.
         opened: String,
     },
-    /// More requests or pages than the session was told to expect, with growth forbidden.
-    #[error("{what} is {got}; the session holds at most {max}")]
-    Capacity {
-        /// Which number.
-        what: &'static str,
-        /// What was asked.
-        got: u64,
-        /// The most.
-        max: u64,
+    /// A request longer than the whole cache: some slot would hold two of its tokens.
+    #[error("request {request} has {kv_len} tokens; the cache has {num_slots} slots")]
+    KvLen {
+        /// Which request.
+        request: usize,
+        /// Its length.
+        kv_len: u32,
+        /// Slots of the cache.
+        num_slots: u64,
     },
     /// A page index of a copy outside the cache.
     #[error("copy {copy}: page {page} is out of range; valid: 0 to {max}", max = .num_pages - 1)]

@@ -11,8 +11,9 @@ mod memory;
 pub mod normal_decode;
 mod registry;
 mod select;
+mod select_error;
 mod session;
-mod trial;
+pub mod trial;
 mod validate;
 
 pub use backend::{Backend, Device, Executor, Isolation, NormalDecode};
@@ -24,8 +25,8 @@ pub use key::{BackendId, FormatKey, Operation, OperationKey};
 pub use memory::{DeviceBytes, DeviceSlice, Input, Memory, MemoryKind, Output, Stream};
 pub use registry::Registry;
 pub use select::{
-    BACKEND_VARIABLE, Fallback, NamedBy, OverridePolicy, SelectError, SelectOptions, Selection, TrialMode,
-    select,
+    BACKEND_VARIABLE, Fallback, NamedBy, OverridePolicy, SelectOptions, Selection, TrialMode, select,
 };
+pub use select_error::SelectError;
 pub use session::{Expect, Session, SessionOptions};
 pub use trial::{Evidence, TrialFailure};

@@ -16,7 +16,7 @@ pub struct DeviceSlice {
 }
 
 impl DeviceSlice {
-    #[cfg_attr(not(any(test, feature = "cuda")), expect(dead_code, reason = "made by device backends only"))]
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "made by device backends only"))]
     pub(crate) fn new(address: u64, len: u64, float_type: FloatType) -> Self {
         Self { address, len, float_type }
     }
@@ -58,6 +58,14 @@ pub enum Input<'a> {
 }
 
 impl Input<'_> {
+    /// The device slice, if it is one.
+    pub fn device(&self) -> Option<&DeviceSlice> {
+        match self {
+            Input::Host(_) => None,
+            Input::Device(slice) => Some(slice),
+        }
+    }
+
     /// Element type.
     pub fn float_type(&self) -> FloatType {
         match self {
@@ -90,6 +98,14 @@ pub enum Output<'a> {
 }
 
 impl Output<'_> {
+    /// The device slice, if it is one.
+    pub fn device(&self) -> Option<&DeviceSlice> {
+        match self {
+            Output::Host(_) => None,
+            Output::Device(slice) => Some(slice),
+        }
+    }
+
     /// Element type.
     pub fn float_type(&self) -> FloatType {
         match self {
@@ -182,6 +198,11 @@ impl DeviceBytes {
     /// Number of bytes.
     pub fn len(&self) -> u64 {
         self.len
+    }
+
+    /// The addresses it covers, half-open; `None` if they do not fit u64.
+    pub fn range(&self) -> Option<std::ops::Range<u64>> {
+        Some(self.address..self.address.checked_add(self.len)?)
     }
 
     /// Whether there are none.

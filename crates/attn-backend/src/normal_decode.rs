@@ -6,6 +6,17 @@ use crate::{
 
 /// Selects a backend for the descriptor and opens a session on it, cache memory owned by the backend.
 ///
+/// ```
+/// use attn_backend::{Descriptor, Registry, SelectOptions, normal_decode};
+/// # use attn_plan::DecodeSpec;
+/// # use kv_quant::{CacheFormat, CacheLayout, ScaleType};
+/// # let format = CacheFormat::new(2, 64, 32, 32, ScaleType::F16)?;
+/// let descriptor = Descriptor::new(CacheLayout::native(format, 8, 16)?, DecodeSpec::new(6, 2, 64));
+/// let (session, selection) = normal_decode::open(&Registry::builtin(), &descriptor, &SelectOptions::default())?;
+/// assert_eq!(session.backend(), &selection.backend);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// As [`crate::select()`] and [`Session::open`].
 pub fn open(

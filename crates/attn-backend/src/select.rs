@@ -1,7 +1,10 @@
 //! From a descriptor to one backend, and for each other candidate the reason why not.
 
+use crate::backends::BEHIND_FEATURES;
+use crate::registry::Verdict;
 use crate::{
-    Backend, BackendId, Descriptor, Device, Error, Evidence, OperationKey, Refusal, Registry, TrialFailure,
+    Backend, BackendId, Descriptor, Device, Evidence, Isolation, Refusal, Registry, SelectError,
+    TrialFailure, trial,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -140,82 +143,31 @@ impl std::fmt::Display for Selection {
     }
 }
 
-fn list<T: std::fmt::Display>(items: &[T]) -> String {
-    let names: Vec<String> = items.iter().map(ToString::to_string).collect();
-    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
-}
-
-fn reasons(refused: &[(BackendId, Refusal)]) -> String {
-    refused.iter().map(|(backend, refusal)| format!("\n  {backend}: {refusal}")).collect()
-}
-
-/// Why no backend could be selected.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum SelectError {
-    /// The descriptor itself means nothing.
-    #[error("the descriptor is wrong: {0}")]
-    Descriptor(#[source] Error),
-    /// No backend of this build does this operation over this format.
-    #[error("no backend for {key}; there are backends for: {}", list(.existing))]
-    NoBackend {
-        /// What was looked up.
-        key: OperationKey,
-        /// The keys that exist.
-        existing: Vec<OperationKey>,
-    },
-    /// A name that no backend of this project has.
-    #[error("no backend is called `{name}` (named by {by}); for {key} there are: {}", list(.existing))]
-    UnknownBackend {
-        /// The name.
-        name: BackendId,
-        /// Who named it.
-        by: NamedBy,
-        /// What was looked up.
-        key: OperationKey,
-        /// The backends that exist for it.
-        existing: Vec<BackendId>,
-    },
-    /// The environment variable holds no UTF-8.
-    #[error("{BACKEND_VARIABLE} is not UTF-8; for {key} there are: {}", list(.existing))]
-    Environment {
-        /// What was looked up.
-        key: OperationKey,
-        /// The backends that exist for it.
-        existing: Vec<BackendId>,
-    },
-    /// The named backend refuses and the policy forbids the fallback.
-    #[error("backend `{name}` (named by {by}) refuses {descriptor}: {refusal}")]
-    NamedRefused {
-        /// The named backend.
-        name: BackendId,
-        /// Who named it.
-        by: NamedBy,
-        /// What was asked.
-        descriptor: String,
-        /// Why it refuses.
-        refusal: Refusal,
-    },
-    /// Every candidate refuses.
-    #[error("every backend refuses {descriptor}:{}", reasons(.refused))]
-    AllRefused {
-        /// What was asked.
-        descriptor: String,
-        /// Each candidate's reason.
-        refused: Vec<(BackendId, Refusal)>,
-    },
-    /// The selected backend could not be opened.
-    #[error("backend `{backend}` was selected and could not be opened: {error}")]
-    Open {
-        /// The selected backend.
-        backend: BackendId,
-        /// Why.
-        #[source]
-        error: Error,
-    },
+/// A candidate that passed.
+struct Passed {
+    device: Device,
+    evidence: Option<Evidence>,
 }
 
 /// Selects a backend: looks the key up, filters by capability, ranks, and tries the best of them for real.
+///
+/// Candidates are tried from the highest rank down until one passes; the others are not tried for nothing.
+///
+/// ```
+/// use attn_backend::{BackendId, Descriptor, Registry, SelectOptions, select};
+/// use attn_plan::DecodeSpec;
+/// use kv_quant::{CacheFormat, CacheLayout, ScaleType};
+/// let format = CacheFormat::new(2, 64, 32, 32, ScaleType::F16)?;
+/// let descriptor = Descriptor::new(CacheLayout::native(format, 8, 16)?, DecodeSpec::new(6, 2, 64));
+/// let selection = select(&Registry::builtin(), &descriptor, &SelectOptions::named(BackendId::CPU))?;
+/// assert_eq!(selection.backend, BackendId::CPU);
+/// assert!(selection.evidence.is_some_and(|evidence| evidence.worst_share <= 1.0));
+///
+/// let unknown = SelectOptions::named(BackendId::named("abacus"));
+/// let error = select(&Registry::builtin(), &descriptor, &unknown).unwrap_err();
+/// assert!(error.to_string().starts_with("no backend is called `abacus`"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 /// [`SelectError`], each listing what exists or why each candidate refuses.
@@ -225,24 +177,169 @@ pub fn select(
     options: &SelectOptions,
 ) -> Result<Selection, SelectError> {
     descriptor.check().map_err(SelectError::Descriptor)?;
-    let _ = (options, TrialFailure::TimeLimit(options.time_limit));
-    let candidates = registry.candidates(&descriptor.key())?;
+    let mut candidates: Vec<Arc<dyn Backend>> = registry.candidates(&descriptor.key())?.to_vec();
+    // Stable: of equal rank, the one registered first.
+    candidates.sort_by_key(|backend| std::cmp::Reverse(backend.rank(descriptor)));
+
     let mut refused = Vec::new();
-    for backend in candidates {
-        match backend.probe() {
-            Ok(device) => {
-                return Ok(Selection {
-                    backend: backend.id(),
-                    device,
-                    evidence: None,
-                    refused,
-                    fallback: None,
-                    chosen: Arc::clone(backend),
-                    descriptor: descriptor.clone(),
-                });
+    let mut fallback = None;
+    if let Some((name, by)) = named(&candidates, descriptor, options)? {
+        let backend =
+            candidates.iter().position(|backend| backend.id() == name).map(|i| candidates.remove(i));
+        let outcome = match &backend {
+            Some(backend) => examine(registry, backend, descriptor, options),
+            None => Err(behind_feature(&name)),
+        };
+        match (outcome, backend) {
+            (Ok(passed), Some(backend)) => {
+                let not_named =
+                    |other: &Arc<dyn Backend>| (other.id(), Refusal::NotNamed { chosen: name.clone(), by });
+                refused.extend(candidates.iter().map(not_named));
+                return Ok(chosen(backend, passed, descriptor, refused, None));
             }
-            Err(refusal) => refused.push((backend.id(), refusal)),
+            (Ok(_), None) => {}
+            (Err(refusal), _) => {
+                if !may_fall_back(options.policy, &refusal) {
+                    let descriptor = descriptor.to_string();
+                    return Err(SelectError::NamedRefused { name, by, descriptor, refusal });
+                }
+                tracing::warn!(backend = %name, named_by = %by, %refusal, "the named backend refuses: falling back");
+                refused.push((name.clone(), refusal.clone()));
+                fallback = Some(Fallback { named: name, by, refusal });
+            }
+        }
+    }
+
+    let mut rest = candidates.into_iter();
+    while let Some(backend) = rest.next() {
+        match examine(registry, &backend, descriptor, options) {
+            Ok(passed) => {
+                let by = backend.id();
+                refused.extend(rest.map(|other| (other.id(), reason_below(&other, descriptor, by.clone()))));
+                return Ok(chosen(backend, passed, descriptor, refused, fallback));
+            }
+            Err(refusal) => {
+                if matches!(refusal, Refusal::Trial(_)) {
+                    tracing::warn!(backend = %backend.id(), %refusal, "a backend is refused");
+                }
+                refused.push((backend.id(), refusal));
+            }
         }
     }
     Err(SelectError::AllRefused { descriptor: descriptor.to_string(), refused })
+}
+
+fn chosen(
+    backend: Arc<dyn Backend>,
+    passed: Passed,
+    descriptor: &Descriptor,
+    refused: Vec<(BackendId, Refusal)>,
+    fallback: Option<Fallback>,
+) -> Selection {
+    let selection = Selection {
+        backend: backend.id(),
+        device: passed.device,
+        evidence: passed.evidence,
+        refused,
+        fallback,
+        chosen: backend,
+        descriptor: descriptor.clone(),
+    };
+    tracing::debug!(backend = %selection.backend, device = %selection.device, %descriptor, "selected");
+    selection
+}
+
+/// The name given by argument or environment, if it exists at all.
+fn named(
+    candidates: &[Arc<dyn Backend>],
+    descriptor: &Descriptor,
+    options: &SelectOptions,
+) -> Result<Option<(BackendId, NamedBy)>, SelectError> {
+    let existing = || candidates.iter().map(|backend| backend.id()).collect();
+    let key = descriptor.key();
+    let (name, by) = match &options.backend {
+        Some(name) => (name.clone(), NamedBy::Argument),
+        None if options.read_environment => match std::env::var(BACKEND_VARIABLE) {
+            Ok(name) if !name.is_empty() => (BackendId::named(name), NamedBy::Environment),
+            Err(std::env::VarError::NotUnicode(_)) => {
+                return Err(SelectError::Environment { key, existing: existing() });
+            }
+            _ => return Ok(None),
+        },
+        None => return Ok(None),
+    };
+    let exists = candidates.iter().any(|backend| backend.id() == name)
+        || BEHIND_FEATURES.iter().any(|(behind, _)| *behind == name);
+    if exists {
+        Ok(Some((name, by)))
+    } else {
+        Err(SelectError::UnknownBackend { name, by, key, existing: existing() })
+    }
+}
+
+fn behind_feature(name: &BackendId) -> Refusal {
+    let feature =
+        BEHIND_FEATURES.iter().find(|(behind, _)| behind == name).map_or("", |(_, feature)| feature);
+    Refusal::NotCompiled { feature }
+}
+
+fn may_fall_back(policy: OverridePolicy, refusal: &Refusal) -> bool {
+    match policy {
+        OverridePolicy::Error => false,
+        OverridePolicy::Warn => !matches!(refusal, Refusal::Trial(_)),
+        OverridePolicy::AllowFallback => true,
+    }
+}
+
+/// Why a candidate below the chosen one is not it: its own reason if it has one that costs nothing to find.
+fn reason_below(backend: &Arc<dyn Backend>, descriptor: &Descriptor, by: BackendId) -> Refusal {
+    filter(backend, descriptor).err().unwrap_or(Refusal::Outranked { by })
+}
+
+/// Device and capability. Code of the backend runs here, so a panic is caught and is a refusal.
+fn filter(backend: &Arc<dyn Backend>, descriptor: &Descriptor) -> Result<Device, Refusal> {
+    let ask = std::panic::AssertUnwindSafe(|| {
+        let device = backend.probe()?;
+        let missing = backend.capability().missing(descriptor);
+        if missing.is_empty() { Ok(device) } else { Err(Refusal::Unsupported { missing }) }
+    });
+    std::panic::catch_unwind(ask)
+        .unwrap_or_else(|payload| Err(TrialFailure::Panic(trial::panic_text(payload.as_ref())).into()))
+}
+
+/// Everything that can be known of one candidate.
+fn examine(
+    registry: &Registry,
+    backend: &Arc<dyn Backend>,
+    descriptor: &Descriptor,
+    options: &SelectOptions,
+) -> Result<Passed, Refusal> {
+    let device = filter(backend, descriptor)?;
+    let binary = match &options.trial {
+        TrialMode::Skip => return Ok(Passed { device, evidence: None }),
+        TrialMode::Thread => None,
+        TrialMode::Process(path) => Some(path.clone()),
+        TrialMode::Auto => match backend.isolation() {
+            Isolation::Thread => None,
+            Isolation::Process => {
+                let found = trial::find_binary();
+                if found.is_none() {
+                    tracing::warn!(backend = %backend.id(), "kv8-validate was not found: the trial runs in a thread");
+                }
+                found
+            }
+        },
+    };
+    let isolation = if binary.is_some() { Isolation::Process } else { Isolation::Thread };
+    let key = trial::verdict_key(descriptor)?;
+    let verdict = Verdict { backend: backend.id(), device: device.clone(), key, isolation };
+    let outcome = registry.verdict(&verdict).unwrap_or_else(|| {
+        let outcome = match &binary {
+            Some(binary) => trial::run_in_child(binary, &backend.id(), descriptor, options.time_limit),
+            None => trial::run_in_thread(backend, descriptor, options.time_limit),
+        };
+        registry.keep_verdict(verdict, outcome.clone());
+        outcome
+    });
+    Ok(Passed { device, evidence: Some(outcome?) })
 }

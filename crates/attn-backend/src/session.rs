@@ -1,7 +1,12 @@
 //! A session: one cache, its workspace and its backend.
 
-use crate::{BackendId, DeviceSlice, Error, Executor, Input, Memory, Output, Selection, Stream};
-use attn_plan::{DecodeRequest, DecodeSpec, PageRows, PageTable, SplitConfig, SplitPlan};
+use crate::normal_decode::normal_decode;
+use crate::validate::{self, Facts, Scratch};
+use crate::{
+    Backend, BackendId, Descriptor, DeviceSlice, Error, Executor, Input, Memory, NormalDecode, Output,
+    Refusal, Selection, Stream,
+};
+use attn_plan::{DecodeRequest, DecodeSpec, PageRows, PageTable, SplitConfig, SplitPlan, SplitPolicy};
 use kv_quant::{CacheLayout, FloatSlice, FloatSliceMut, PageCopy};
 
 /// How a session is opened.
@@ -13,11 +18,11 @@ pub struct SessionOptions<'a> {
     pub stream: Option<Stream>,
     /// How steps are cut; otherwise the backend's choice under the descriptor's policy.
     pub split: Option<SplitConfig>,
-    /// Sizes to warm up for.
+    /// Sizes to make room for.
     pub expect: Option<Expect>,
 }
 
-/// The largest step that will come. Buffers are made for it at opening, so that nothing is allocated afterwards.
+/// The largest step that will come. Room is made for it at opening; a larger one allocates once more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expect {
     /// Requests of a step.
@@ -28,28 +33,70 @@ pub struct Expect {
     pub append_tokens: usize,
 }
 
-/// Owns cache, workspace and backend. Reuses its buffers: after warm-up `append`, `plan` and `decode` do not allocate.
-pub struct Session<'a> {
-    backend: BackendId,
-    layout: CacheLayout,
-    specs: Vec<DecodeSpec>,
-    current: usize,
-    split: SplitConfig,
+/// A kind of step that the session runs.
+#[derive(Clone, Debug)]
+struct Step {
+    /// With the `q_len` of the latest plan.
+    spec: DecodeSpec,
+    /// The descriptor's.
+    max_q_len: u32,
+}
+
+/// The latest plan and what it was made from.
+#[derive(Debug, Default)]
+struct Planned {
+    /// Index of the step; `None` before the first plan and after a failed one.
+    step: Option<usize>,
     plan: SplitPlan,
     kv_lens: Vec<u32>,
+    /// Page indices of all requests end to end.
     pages: Vec<i32>,
     row_starts: Vec<u64>,
-    is_planned: bool,
+}
+
+impl Planned {
+    fn request<'a>(&'a self, spec: &'a DecodeSpec) -> DecodeRequest<'a> {
+        let page_table = PageTable { pages: &self.pages, rows: PageRows::Starts(&self.row_starts) };
+        DecodeRequest { spec, kv_lens: &self.kv_lens, page_table }
+    }
+}
+
+/// Owns cache, workspace and backend. Reuses its buffers: after warm-up `append`, `plan` and `decode` do not allocate.
+///
+/// ```
+/// use attn_backend::{Descriptor, Registry, SelectOptions, Session, SessionOptions, select};
+/// use attn_plan::{DecodeSpec, PageTable};
+/// use kv_quant::{CacheFormat, CacheLayout, FloatSlice, FloatSliceMut, FloatType, ScaleType};
+/// let format = CacheFormat::new(1, 64, 32, 32, ScaleType::F16)?;
+/// let spec = DecodeSpec { q_type: FloatType::F32, out_type: FloatType::F32, ..DecodeSpec::new(2, 1, 64) };
+/// let descriptor = Descriptor::new(CacheLayout::native(format, 4, 16)?, spec);
+/// let selection = select(&Registry::builtin(), &descriptor, &SelectOptions::default())?;
+/// let mut session = Session::open(&selection, SessionOptions::default())?;
+///
+/// // One request of two tokens, in the first two slots of page 3. Both have the same value.
+/// session.append(FloatSlice::F32(&[0.5; 128]), FloatSlice::F32(&[2.0; 128]), &[48, 49])?;
+/// session.plan(&[2], PageTable::padded(&[3], 1))?;
+/// let mut out = [0.0; 128];
+/// session.decode(FloatSlice::F32(&[1.0; 128]), FloatSliceMut::F32(&mut out), None)?;
+/// assert!(out.iter().all(|x| (x - 2.0).abs() < 0.01));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Session<'a> {
+    facts: Facts,
+    steps: Vec<Step>,
+    split: SplitConfig,
+    planned: Planned,
+    scratch: Scratch,
     executor: Box<dyn Executor + 'a>,
 }
 
 impl std::fmt::Debug for Session<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { facts, steps, split, .. } = self;
         f.debug_struct("Session")
-            .field("backend", &self.backend)
-            .field("layout", &self.layout)
-            .field("specs", &self.specs)
-            .field("split", &self.split)
+            .field("facts", facts)
+            .field("steps", steps)
+            .field("split", split)
             .finish_non_exhaustive()
     }
 }
@@ -58,40 +105,97 @@ impl<'a> Session<'a> {
     /// Opens the selected backend.
     ///
     /// # Errors
-    /// Memory that the backend cannot use or that is too short, a wrong split, out of memory, a device that failed.
+    /// Memory that the backend cannot use or that is too short, a split that no plan can follow or that the backend
+    /// does not offer, out of memory, a device that failed.
     pub fn open(selection: &Selection, options: SessionOptions<'a>) -> Result<Self, Error> {
-        let descriptor = selection.descriptor();
-        let split = options.split.unwrap_or_else(|| selection.chosen().split_config(descriptor));
+        Self::on(selection.chosen().as_ref(), selection.descriptor(), options)
+    }
+
+    /// Opens a backend that nobody has tried yet.
+    pub(crate) fn on(
+        backend: &dyn Backend,
+        descriptor: &Descriptor,
+        options: SessionOptions<'a>,
+    ) -> Result<Self, Error> {
+        descriptor.check()?;
+        let SessionOptions { memory, stream, split, expect } = options;
+        let capability = backend.capability();
+        validate::memory(&descriptor.layout, &memory, &backend.id(), &capability)?;
+        let split = split.unwrap_or_else(|| backend.split_config(descriptor));
         split.check()?;
-        let executor = selection.chosen().open(descriptor, options.memory, options.stream)?;
-        Ok(Self {
-            backend: selection.backend.clone(),
+        if let SplitPolicy::BatchInvariant { .. } = split.policy
+            && !capability.batch_invariant
+        {
+            let missing = vec![crate::Missing::new("split policy", split.policy, "throughput")];
+            return Err(Error::Refused { backend: backend.id(), refusal: Refusal::Unsupported { missing } });
+        }
+        let facts = Facts {
+            backend: backend.id(),
             layout: descriptor.layout.clone(),
-            specs: descriptor.specs().cloned().collect(),
-            current: 0,
-            split,
-            plan: SplitPlan::default(),
-            kv_lens: Vec::new(),
-            pages: Vec::new(),
-            row_starts: Vec::new(),
-            is_planned: false,
-            executor,
-        })
+            device_arrays: capability.device_arrays,
+            is_read_only: matches!(memory, Memory::HostReadOnly(_)),
+            device_cache: match &memory {
+                Memory::Device(buffers) => buffers.clone(),
+                _ => Vec::new(),
+            },
+        };
+        let executor = backend.open(descriptor, memory, stream)?;
+        let step = |spec: &DecodeSpec| Step { spec: spec.clone(), max_q_len: spec.q_len };
+        let steps = descriptor.specs().map(step).collect();
+        let mut session =
+            Self { facts, steps, split, planned: Planned::default(), scratch: Scratch::default(), executor };
+        if let Some(expect) = expect {
+            session.reserve(&expect)?;
+        }
+        Ok(session)
+    }
+
+    fn reserve(&mut self, expect: &Expect) -> Result<(), Error> {
+        let Self { facts, steps, split, planned, scratch, executor } = self;
+        let num_pages =
+            (expect.kv_len.div_ceil(facts.layout.page_len()) as usize).saturating_mul(expect.batch);
+        try_reserve(&mut planned.kv_lens, expect.batch, "lengths")?;
+        try_reserve(&mut planned.row_starts, expect.batch, "row starts")?;
+        try_reserve(&mut planned.pages, num_pages, "page indices")?;
+        try_reserve(&mut scratch.slots, expect.append_tokens, "slots")?;
+        planned.kv_lens.resize(expect.batch, expect.kv_len);
+        for Step { spec, .. } in steps {
+            planned.plan.update(spec, &planned.kv_lens, split)?;
+            executor.reserve(spec, expect)?;
+        }
+        planned.kv_lens.clear();
+        Ok(())
     }
 
     /// The backend's name.
     pub fn backend(&self) -> &BackendId {
-        &self.backend
+        &self.facts.backend
     }
 
     /// The cache's layout.
     pub fn layout(&self) -> &CacheLayout {
-        &self.layout
+        &self.facts.layout
+    }
+
+    /// How steps are cut.
+    pub fn split(&self) -> &SplitConfig {
+        &self.split
+    }
+
+    /// Cuts further steps otherwise. A plan made before is dropped.
+    ///
+    /// # Errors
+    /// Numbers that no plan can follow; the old ones stay.
+    pub fn set_split(&mut self, split: SplitConfig) -> Result<(), Error> {
+        split.check()?;
+        self.planned.step = None;
+        self.split = split;
+        Ok(())
     }
 
     /// The latest plan.
     pub fn split_plan(&self) -> &SplitPlan {
-        &self.plan
+        &self.planned.plan
     }
 
     /// Quantizes `k` and `v`, `[slots.len(), num_kv_heads, head_dim]`, into the slots; -1 skips a token.
@@ -100,27 +204,34 @@ impl<'a> Session<'a> {
     /// Wrong lengths or types, slots out of range or named twice, non-finite input, a scale beyond its type: nothing is
     /// written.
     pub fn append(&mut self, k: FloatSlice<'_>, v: FloatSlice<'_>, slots: &[i64]) -> Result<(), Error> {
-        self.executor.append(Input::Host(k), Input::Host(v), slots)
+        self.append_from(Input::Host(k), Input::Host(v), slots)
     }
 
     /// As [`Self::append`] from device memory; queues the work and does not wait.
     ///
     /// # Errors
-    /// As [`Self::append`]; non-finite input is reported by a later call that waits.
+    /// As [`Self::append`], and addresses that overlap the cache or are misaligned. Non-finite input is reported by a
+    /// later call that waits.
     pub fn append_on_device(&mut self, k: DeviceSlice, v: DeviceSlice, slots: &[i64]) -> Result<(), Error> {
-        self.executor.append(Input::Device(k), Input::Device(v), slots)
+        self.append_from(Input::Device(k), Input::Device(v), slots)
+    }
+
+    fn append_from(&mut self, k: Input<'_>, v: Input<'_>, slots: &[i64]) -> Result<(), Error> {
+        self.facts.append(&k, &v, slots, &mut self.scratch)?;
+        self.executor.append(k, v, slots)
     }
 
     /// Plans the next step with the descriptor's spec. `kv_lens` count the new tokens, which are appended already.
     ///
     /// # Errors
-    /// Lengths, rows and page indices that do not fit.
+    /// Lengths, rows and page indices that do not fit. There is no plan afterwards.
     pub fn plan(&mut self, kv_lens: &[u32], page_table: PageTable<'_>) -> Result<(), Error> {
-        self.plan_nth(0, kv_lens, page_table)
+        let q_len = self.steps.first().map_or(1, |step| step.max_q_len);
+        self.plan_step(0, q_len, kv_lens, page_table)
     }
 
-    /// Plans the next step with another spec of the descriptor ([`crate::Descriptor::also`]). `q_len` may be smaller
-    /// than there (the last chunk of a prefill); everything else is equal.
+    /// Plans the next step with any spec of the descriptor. `q_len` may be smaller than there (the last chunk of a
+    /// prefill); everything else is equal.
     ///
     /// # Errors
     /// As [`Self::plan`]; [`Error::SpecNotSelected`].
@@ -130,33 +241,40 @@ impl<'a> Session<'a> {
         kv_lens: &[u32],
         page_table: PageTable<'_>,
     ) -> Result<(), Error> {
-        let current = self.specs.iter().position(|opened| opened == spec);
-        let current = current.ok_or_else(|| Error::SpecNotSelected {
+        self.planned.step = None;
+        validate::spec(&self.facts.layout, spec)?;
+        let step = self.steps.iter().position(|step| step.covers(spec));
+        let step = step.ok_or_else(|| Error::SpecNotSelected {
             asked: spec.to_string(),
-            opened: self.specs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            opened: self.steps.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         })?;
-        self.plan_nth(current, kv_lens, page_table)
+        self.plan_step(step, spec.q_len, kv_lens, page_table)
     }
 
-    fn plan_nth(&mut self, current: usize, kv_lens: &[u32], page_table: PageTable<'_>) -> Result<(), Error> {
-        self.is_planned = false;
-        let Some(spec) = self.specs.get(current) else { return Err(Error::NoPlan) };
-        DecodeRequest { spec, kv_lens, page_table }.check(&self.layout)?;
-        self.kv_lens.clear();
-        self.kv_lens.extend_from_slice(kv_lens);
-        self.pages.clear();
-        self.row_starts.clear();
+    fn plan_step(
+        &mut self,
+        step: usize,
+        q_len: u32,
+        kv_lens: &[u32],
+        page_table: PageTable<'_>,
+    ) -> Result<(), Error> {
+        let Self { facts, steps, split, planned, executor, .. } = self;
+        planned.step = None;
+        let Some(Step { spec, .. }) = steps.get_mut(step) else { return Err(Error::NoPlan) };
+        spec.q_len = q_len;
+        facts.plan(&DecodeRequest { spec, kv_lens, page_table })?;
+        planned.kv_lens.clear();
+        planned.kv_lens.extend_from_slice(kv_lens);
+        planned.pages.clear();
+        planned.row_starts.clear();
         for (request, &kv_len) in kv_lens.iter().enumerate() {
-            self.row_starts.push(self.pages.len() as u64);
-            let num_pages = kv_len.div_ceil(self.layout.page_len()) as usize;
-            self.pages.extend_from_slice(page_table.row(request, num_pages).unwrap_or(&[]));
+            planned.row_starts.push(planned.pages.len() as u64);
+            let num_pages = kv_len.div_ceil(facts.layout.page_len()) as usize;
+            planned.pages.extend_from_slice(page_table.row(request, num_pages).unwrap_or(&[]));
         }
-        self.plan.update(spec, kv_lens, &self.split)?;
-        let page_table = PageTable { pages: &self.pages, rows: PageRows::Starts(&self.row_starts) };
-        let request = DecodeRequest { spec, kv_lens: &self.kv_lens, page_table };
-        self.executor.plan(&request, &self.plan)?;
-        self.current = current;
-        self.is_planned = true;
+        planned.plan.update(spec, kv_lens, split)?;
+        executor.plan(&planned.request(spec), &planned.plan)?;
+        planned.step = Some(step);
         Ok(())
     }
 
@@ -170,7 +288,8 @@ impl<'a> Session<'a> {
         out: FloatSliceMut<'_>,
         lse: Option<&mut [f32]>,
     ) -> Result<(), Error> {
-        self.run(Input::Host(q), Output::Host(out), lse.map(|lse| Output::Host(FloatSliceMut::F32(lse))))
+        let lse = lse.map(|lse| Output::Host(FloatSliceMut::F32(lse)));
+        self.decode_into(Input::Host(q), Output::Host(out), lse)
     }
 
     /// As [`Self::decode`] on device memory; queues the work and does not wait.
@@ -183,24 +302,23 @@ impl<'a> Session<'a> {
         out: DeviceSlice,
         lse: Option<DeviceSlice>,
     ) -> Result<(), Error> {
-        self.run(Input::Device(q), Output::Device(out), lse.map(Output::Device))
+        self.decode_into(Input::Device(q), Output::Device(out), lse.map(Output::Device))
     }
 
-    fn run(&mut self, q: Input<'_>, out: Output<'_>, lse: Option<Output<'_>>) -> Result<(), Error> {
-        let Some(spec) = self.specs.get(self.current).filter(|_| self.is_planned) else {
-            return Err(Error::NoPlan);
-        };
-        let page_table = PageTable { pages: &self.pages, rows: PageRows::Starts(&self.row_starts) };
-        let request = DecodeRequest { spec, kv_lens: &self.kv_lens, page_table };
-        let step = crate::NormalDecode { request, plan: &self.plan, q, out, lse };
-        crate::normal_decode::normal_decode(self.executor.as_mut(), step)
+    fn decode_into(&mut self, q: Input<'_>, out: Output<'_>, lse: Option<Output<'_>>) -> Result<(), Error> {
+        let Self { facts, steps, planned, executor, .. } = self;
+        let Step { spec, .. } = planned.step.and_then(|step| steps.get(step)).ok_or(Error::NoPlan)?;
+        facts.decode(spec, planned.kv_lens.len(), &q, &out, lse.as_ref())?;
+        let step = NormalDecode { request: planned.request(spec), plan: &planned.plan, q, out, lse };
+        normal_decode(executor.as_mut(), step)
     }
 
     /// Copies whole pages: what a fork does before it writes to a shared page.
     ///
     /// # Errors
-    /// A page out of range, a page written by one copy and touched by another.
+    /// A page out of range; a page that one copy writes and another touches.
     pub fn copy_pages(&mut self, copies: &[PageCopy]) -> Result<(), Error> {
+        self.facts.copies(copies, &mut self.scratch)?;
         self.executor.copy_pages(copies)
     }
 
@@ -209,14 +327,17 @@ impl<'a> Session<'a> {
     /// # Errors
     /// [`Error::ByteRange`].
     pub fn read_bytes(&mut self, buffer_idx: usize, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        self.facts.byte_range(buffer_idx, offset, bytes.len())?;
         self.executor.read_bytes(buffer_idx, offset, bytes)
     }
 
     /// Overwrites raw bytes of a cache buffer, e.g. with poison, or with a page that was stored elsewhere.
     ///
     /// # Errors
-    /// [`Error::ByteRange`].
+    /// [`Error::ByteRange`], [`Error::ReadOnly`].
     pub fn write_bytes(&mut self, buffer_idx: usize, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.facts.writable()?;
+        self.facts.byte_range(buffer_idx, offset, bytes.len())?;
         self.executor.write_bytes(buffer_idx, offset, bytes)
     }
 
@@ -227,4 +348,43 @@ impl<'a> Session<'a> {
     pub fn synchronize(&mut self) -> Result<(), Error> {
         self.executor.synchronize()
     }
+}
+
+impl Step {
+    /// Whether the session was opened for `asked`, or for the same with a larger `q_len`.
+    fn covers(&self, asked: &DecodeSpec) -> bool {
+        let Self { spec: opened, max_q_len } = self;
+        // Spelled out, so that a new field cannot be forgotten here; nothing is cloned.
+        let DecodeSpec {
+            num_q_heads,
+            num_kv_heads,
+            head_dim,
+            q_len,
+            softmax_scale,
+            window,
+            soft_cap,
+            alibi_slopes,
+            sinks,
+            q_type,
+            out_type,
+            want_lse,
+        } = asked;
+        q_len <= max_q_len
+            && (*num_q_heads, *num_kv_heads, *head_dim)
+                == (opened.num_q_heads, opened.num_kv_heads, opened.head_dim)
+            && (*softmax_scale, *window, *soft_cap) == (opened.softmax_scale, opened.window, opened.soft_cap)
+            && (alibi_slopes, sinks) == (&opened.alibi_slopes, &opened.sinks)
+            && (*q_type, *out_type, *want_lse) == (opened.q_type, opened.out_type, opened.want_lse)
+    }
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        DecodeSpec { q_len: self.max_q_len, ..self.spec.clone() }.fmt(f)
+    }
+}
+
+fn try_reserve<T>(items: &mut Vec<T>, count: usize, what: &'static str) -> Result<(), Error> {
+    let bytes = (count as u64).saturating_mul(size_of::<T>() as u64);
+    items.try_reserve(count).map_err(|_| Error::OutOfMemory { what, bytes })
 }
