@@ -8,13 +8,13 @@ use attn_backend::{
 use attn_plan::{DecodeSpec, PageRows, PageTable};
 use kv_quant::{
     AppendSlots, CacheFormat, CacheLayout, FloatSlice, FloatSliceMut, FloatType, LayoutKind, PagePool,
-    ScaleType, SequenceId, Side,
+    ScaleType, SequenceId,
 };
 use std::time::{Duration, Instant};
 
 /// Slots of a page.
 pub const PAGE_LEN: u32 = 16;
-/// The largest prefill chunk, a power of two: a session is opened for every power of two up to it.
+/// The largest prefill chunk.
 pub const CHUNK_LEN: u32 = 512;
 
 /// How K and V are kept.
@@ -66,24 +66,30 @@ pub struct CacheOptions {
     pub backend: Option<BackendId>,
 }
 
-/// Looks at, or edits, the rows of one side before they are stored: `(layer, side, rows)`.
-pub type Edit<'a> = Box<dyn FnMut(usize, Side, &mut [f32]) + 'a>;
+/// Looks at, or changes, what goes into and comes out of attention: `q`, `out` `[n, num_q_heads, head_dim]`, `k`, `v`
+/// `[n, num_kv_heads, head_dim]`, k and q rotated.
+pub trait Transform {
+    /// Before K and V are stored.
+    fn before(&mut self, layer: usize, q: &mut [f32], k: &mut [f32], v: &mut [f32]);
+
+    /// After attention.
+    fn after(&mut self, _layer: usize, _out: &mut [f32]) {}
+}
 
 /// Sessions of all layers, pages, and the step in hand.
 pub struct ModelCache<'a> {
     sessions: Vec<Session<'static>>,
     selection: Selection,
     pool: PagePool,
-    specs: Vec<DecodeSpec>,
-    current: usize,
+    spec: DecodeSpec,
     append: AppendSlots,
     kv_lens: Vec<u32>,
     pages: Vec<i32>,
     row_starts: Vec<u64>,
     /// Time spent in append, plan and decode.
     pub attention_time: Duration,
-    /// What is done to K and V before they are stored.
-    pub edit: Option<Edit<'a>>,
+    /// What is done around attention.
+    pub transform: Option<Box<dyn Transform + 'a>>,
 }
 
 impl<'a> ModelCache<'a> {
@@ -96,7 +102,6 @@ impl<'a> ModelCache<'a> {
             out_type: FloatType::F32,
             ..DecodeSpec::new(config.num_q_heads as u32, config.num_kv_heads as u32, config.head_dim as u32)
         };
-        let specs: Vec<_> = (0..=CHUNK_LEN.ilog2()).map(|log| spec(1 << log)).collect();
         let registry = Registry::builtin();
         let choose = |kind: CacheKind| -> Result<Selection> {
             let format = kind.format(config)?;
@@ -105,8 +110,8 @@ impl<'a> ModelCache<'a> {
                 LayoutKind::Nhd => CacheLayout::nhd(format, num_pages, PAGE_LEN)?,
                 _ => CacheLayout::native(format, num_pages, PAGE_LEN)?,
             };
-            let descriptor =
-                specs.iter().skip(1).fold(Descriptor::new(layout, spec(1)), |d, s| d.also(s.clone()));
+            // Shorter chunks are covered by the longest.
+            let descriptor = Descriptor::new(layout, spec(1)).also(spec(CHUNK_LEN));
             let select_options =
                 SelectOptions { backend: options.backend.clone(), ..SelectOptions::default() };
             Ok(select(&registry, &descriptor, &select_options)?)
@@ -127,14 +132,13 @@ impl<'a> ModelCache<'a> {
             pool: PagePool::new(num_pages as u32, PAGE_LEN, bytes_per_page),
             sessions,
             selection,
-            specs,
-            current: 0,
+            spec: spec(1),
             append: AppendSlots::default(),
             kv_lens: Vec::new(),
             pages: Vec::new(),
             row_starts: Vec::new(),
             attention_time: Duration::ZERO,
-            edit: None,
+            transform: None,
         })
     }
 
@@ -148,20 +152,11 @@ impl<'a> ModelCache<'a> {
         &mut self.pool
     }
 
-    /// The largest chunk that a step of `num_tokens` can take: a power of two.
-    pub fn chunk_of(num_tokens: usize) -> usize {
-        let capped = num_tokens.clamp(1, CHUNK_LEN as usize);
-        1 << capped.ilog2()
-    }
-
-    /// Prepares a step that appends `num_new` tokens to each sequence: takes pages, copies shared ones, and returns
-    /// the positions of the new tokens, `[batch, num_new]`. `num_new` is a power of two up to [`CHUNK_LEN`].
+    /// Prepares a step that appends `num_new` tokens (at most [`CHUNK_LEN`]) to each sequence: takes pages, copies
+    /// shared ones, and returns the positions of the new tokens, `[batch, num_new]`.
     pub fn begin(&mut self, sequences: &[SequenceId], num_new: u32) -> Result<Vec<u32>> {
-        self.current = num_new.ilog2() as usize;
-        ensure!(
-            self.specs.get(self.current).is_some_and(|spec| spec.q_len == num_new),
-            "a chunk of {num_new} tokens"
-        );
+        ensure!((1..=CHUNK_LEN).contains(&num_new), "a chunk of {num_new} tokens; valid: 1 to {CHUNK_LEN}");
+        self.spec.q_len = num_new;
         let batch: Vec<_> = sequences.iter().map(|&sequence| (sequence, num_new)).collect();
         self.pool.append_batch(&batch, &mut self.append).context("the cache is full")?;
         if !self.append.copies().is_empty() {
@@ -190,21 +185,22 @@ impl<'a> ModelCache<'a> {
 impl Attention for ModelCache<'_> {
     fn attend(&mut self, layer: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<()> {
         let session = self.sessions.get_mut(layer).context("no such layer")?;
-        let mut edited = None;
-        if let Some(edit) = &mut self.edit {
-            let (mut k, mut v) = (k.to_vec(), v.to_vec());
-            edit(layer, Side::K, &mut k);
-            edit(layer, Side::V, &mut v);
-            edited = Some((k, v));
+        let mut changed = None;
+        if let Some(transform) = &mut self.transform {
+            let (mut q, mut k, mut v) = (q.to_vec(), k.to_vec(), v.to_vec());
+            transform.before(layer, &mut q, &mut k, &mut v);
+            changed = Some((q, k, v));
         }
-        let (k, v) = edited.as_ref().map_or((k, v), |(k, v)| (k, v));
+        let (q, k, v) = changed.as_ref().map_or((q, k, v), |(q, k, v)| (q, k, v));
         let start = Instant::now();
-        let spec = self.specs.get(self.current).context("no step was begun")?;
         let table = PageTable { pages: &self.pages, rows: PageRows::Starts(&self.row_starts) };
         session.append(FloatSlice::F32(k), FloatSlice::F32(v), self.append.slots())?;
-        session.plan_for(spec, &self.kv_lens, table)?;
+        session.plan_for(&self.spec, &self.kv_lens, table)?;
         session.decode(FloatSlice::F32(q), FloatSliceMut::F32(out), None)?;
         self.attention_time += start.elapsed();
+        if let Some(transform) = &mut self.transform {
+            transform.after(layer, out);
+        }
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! Text from prompts: one continuous batch, the common beginning of all prompts computed and stored once.
 
-use crate::cache::ModelCache;
+use crate::cache::{CHUNK_LEN, ModelCache};
 use crate::model::Model;
 use crate::sample::{Sampler, Sampling};
 use crate::vocabulary::Vocabulary;
@@ -64,13 +64,11 @@ pub fn prefill(
     sequence: SequenceId,
     tokens: &[u32],
 ) -> Result<Vec<f32>> {
-    let (mut rest, mut last) = (tokens, Vec::new());
-    while !rest.is_empty() {
-        let (chunk, tail) = rest.split_at(ModelCache::chunk_of(rest.len()));
+    let mut last = Vec::new();
+    for chunk in tokens.chunks(CHUNK_LEN as usize) {
         let positions = cache.begin(&[sequence], chunk.len() as u32)?;
         let hidden = model.forward(chunk, &positions, cache)?;
         last = hidden[hidden.len() - model.config().width..].to_vec();
-        rest = tail;
     }
     Ok(last)
 }
