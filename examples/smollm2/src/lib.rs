@@ -1,5 +1,6 @@
 //! SmolLM2-135M on kv8: a real language model whose attention goes through our sessions.
 
+pub mod accuracy;
 pub mod cache;
 pub mod command;
 pub mod fetch;
@@ -8,4 +9,7 @@ pub mod gguf;
 pub mod matrix;
 pub mod model;
 pub mod sample;
+pub mod score;
+pub mod text;
+pub mod transform;
 pub mod vocabulary;

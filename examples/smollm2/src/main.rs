@@ -8,10 +8,12 @@ use smollm2::command;
 #[command(version)]
 enum Command {
     Generate(command::generate::Args),
+    Accuracy(command::accuracy::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::Generate(args) => command::generate::run(&args),
+        Command::Accuracy(args) => command::accuracy::run(&args),
     }
 }

@@ -1,6 +1,8 @@
 //! The commands of the binary, one file each, and the options they share.
 
+pub mod accuracy;
 pub mod generate;
+mod plot;
 
 use crate::{cache::CacheKind, fetch, gguf::Gguf, model::Model, vocabulary::Vocabulary};
 use anyhow::{Result, bail};

@@ -1,0 +1,197 @@
+//! What can be done to K and V before they are stored: rounding rules to compare with, and changes of basis under which
+//! attention is the same in exact arithmetic.
+
+use crate::cache::Transform;
+use kv_quant::{ScaleType, quantize_value, round_scale_up};
+
+/// How a value becomes a code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rounding {
+    /// The format's rule: to nearest, ties to even; scale rounded up.
+    HalfEven,
+    /// LightLLM's: scale `amax / 127` rounded to nearest, the quotient cut off toward zero. (A quotient beyond 127 is not
+    /// defined there; here it saturates, which flatters the rule.)
+    TowardZero,
+}
+
+/// Rounds K, V or both as an INT8 cache would and hands back the dequantized values, to be stored unquantized.
+#[derive(Clone, Copy, Debug)]
+pub struct FakeQuant {
+    /// Channels a scale for K; `None` leaves K alone.
+    pub k_group_len: Option<usize>,
+    /// The same for V.
+    pub v_group_len: Option<usize>,
+    /// Scale type.
+    pub scale_type: ScaleType,
+    /// Rule.
+    pub rounding: Rounding,
+}
+
+impl FakeQuant {
+    fn round(&self, group: &mut [f32]) {
+        let amax = group.iter().fold(0f32, |amax, x| amax.max(x.abs()));
+        match self.rounding {
+            Rounding::HalfEven => {
+                let Some(scale) = round_scale_up(amax, self.scale_type) else { return };
+                for x in group {
+                    *x = f32::from(quantize_value(*x, scale.value)) * scale.value;
+                }
+            }
+            Rounding::TowardZero => {
+                let scale = match self.scale_type {
+                    ScaleType::F16 => half::f16::from_f32(amax / 127.0).to_f32(),
+                    ScaleType::Bf16 => half::bf16::from_f32(amax / 127.0).to_f32(),
+                    ScaleType::F32 => amax / 127.0,
+                };
+                for x in group {
+                    let code = if scale == 0.0 { 0.0 } else { (*x / scale).trunc().clamp(-127.0, 127.0) };
+                    *x = code * scale;
+                }
+            }
+        }
+    }
+}
+
+impl Transform for FakeQuant {
+    fn before(&mut self, _: usize, _: &mut [f32], k: &mut [f32], v: &mut [f32]) {
+        for (group_len, x) in [(self.k_group_len, k), (self.v_group_len, v)] {
+            if let Some(group_len) = group_len {
+                x.chunks_exact_mut(group_len).for_each(|group| self.round(group));
+            }
+        }
+    }
+}
+
+/// Subtracts a fixed offset a channel from every K. `q . offset` is the same for all tokens of a query, so softmax does not
+/// see it (without soft-cap and sinks; lse shifts by it).
+#[derive(Clone, Debug)]
+pub struct KeyOffset {
+    /// `[layer][num_kv_heads * head_dim]`.
+    pub offsets: Vec<Vec<f32>>,
+}
+
+impl Transform for KeyOffset {
+    fn before(&mut self, layer: usize, _: &mut [f32], k: &mut [f32], _: &mut [f32]) {
+        let Some(offsets) = self.offsets.get(layer) else { return };
+        for row in k.chunks_exact_mut(offsets.len()) {
+            row.iter_mut().zip(offsets).for_each(|(x, offset)| *x -= offset);
+        }
+    }
+}
+
+/// Divides K by a fixed factor a channel and multiplies q by it.
+#[derive(Clone, Debug)]
+pub struct KeyScale {
+    /// `[layer][num_kv_heads * head_dim]`, powers of two so that nothing is rounded.
+    pub factors: Vec<Vec<f32>>,
+    /// Channels of a head.
+    pub head_dim: usize,
+    /// Query heads a kv head.
+    pub gqa_group: usize,
+}
+
+impl Transform for KeyScale {
+    fn before(&mut self, layer: usize, q: &mut [f32], k: &mut [f32], _: &mut [f32]) {
+        let Some(factors) = self.factors.get(layer) else { return };
+        for row in k.chunks_exact_mut(factors.len()) {
+            row.iter_mut().zip(factors).for_each(|(x, factor)| *x /= factor);
+        }
+        for row in q.chunks_exact_mut(factors.len() * self.gqa_group) {
+            for (head, q) in row.chunks_exact_mut(self.head_dim).enumerate() {
+                let first = head / self.gqa_group * self.head_dim;
+                let factors = factors.get(first..first + self.head_dim).unwrap_or_default();
+                q.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
+            }
+        }
+    }
+}
+
+/// Turns every head of q and K (and of V, and the output back) by an orthonormal Walsh-Hadamard matrix: outliers are
+/// spread over the head. `head_dim` is a power of two.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotate {
+    /// Channels of a head.
+    pub head_dim: usize,
+}
+
+/// The orthonormal Walsh-Hadamard transform, its own inverse.
+fn hadamard(x: &mut [f32]) {
+    let mut half = 1;
+    while half < x.len() {
+        for pair in x.chunks_exact_mut(2 * half) {
+            let (a, b) = pair.split_at_mut(half);
+            for (a, b) in a.iter_mut().zip(b) {
+                (*a, *b) = (*a + *b, *a - *b);
+            }
+        }
+        half *= 2;
+    }
+    let factor = 1.0 / (x.len() as f32).sqrt();
+    x.iter_mut().for_each(|x| *x *= factor);
+}
+
+impl Transform for Rotate {
+    fn before(&mut self, _: usize, q: &mut [f32], k: &mut [f32], v: &mut [f32]) {
+        for x in [q, k, v] {
+            x.chunks_exact_mut(self.head_dim).for_each(hadamard);
+        }
+    }
+
+    fn after(&mut self, _: usize, out: &mut [f32]) {
+        out.chunks_exact_mut(self.head_dim).for_each(hadamard);
+    }
+}
+
+/// Keeps what passes by, for calibration: K of every layer, `[n, num_kv_heads, head_dim]`, and V.
+#[derive(Debug, Default)]
+pub struct Record {
+    /// Layer by layer.
+    pub layers: std::rc::Rc<std::cell::RefCell<Vec<(Vec<f32>, Vec<f32>)>>>,
+}
+
+impl Transform for Record {
+    fn before(&mut self, layer: usize, _: &mut [f32], k: &mut [f32], v: &mut [f32]) {
+        let mut layers = self.layers.borrow_mut();
+        if layers.len() <= layer {
+            layers.resize(layer + 1, Default::default());
+        }
+        if let Some((k_all, v_all)) = layers.get_mut(layer) {
+            k_all.extend_from_slice(k);
+            v_all.extend_from_slice(v);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rotation_is_its_own_inverse_and_keeps_products() {
+        let a: Vec<f32> = (0..64).map(|i| (i as f32 * 0.7).sin()).collect();
+        let b: Vec<f32> = (0..64).map(|i| (i as f32 * 1.3).cos()).collect();
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+        let (mut a2, mut b2) = (a.clone(), b.clone());
+        hadamard(&mut a2);
+        hadamard(&mut b2);
+        assert!((dot(&a, &b) - dot(&a2, &b2)).abs() < 1e-4);
+        hadamard(&mut a2);
+        assert!(a.iter().zip(&a2).all(|(x, y)| (x - y).abs() < 1e-5));
+    }
+
+    #[test]
+    fn truncation_is_a_whole_step_off_and_shrinks() {
+        let mut half_even = vec![1.0, 0.999 / 127.0, -0.999 / 127.0, 0.0];
+        let mut toward_zero = half_even.clone();
+        let fake = FakeQuant {
+            k_group_len: Some(4),
+            v_group_len: None,
+            scale_type: ScaleType::F32,
+            rounding: Rounding::HalfEven,
+        };
+        fake.round(&mut half_even);
+        FakeQuant { rounding: Rounding::TowardZero, ..fake }.round(&mut toward_zero);
+        assert!((half_even[1] - 1.0 / 127.0).abs() < 1e-6);
+        assert_eq!(toward_zero[1], 0.0);
+    }
+}
