@@ -19,6 +19,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod advise;
 mod append;
 mod bound;
 mod buffers;
@@ -32,6 +33,9 @@ mod overlap;
 mod pool;
 mod scale;
 
+pub use advise::{
+    Advice, AdviceOptions, GroupError, HeadReport, LayerAdvice, LayerSample, OutlierChannel, advise,
+};
 pub use append::{append, append_row, check_append, dequantize_row, read_codes, read_scales};
 pub use bound::{max_code, quantization_error_bound};
 pub use buffers::{CacheBuffers, CacheView, CacheViewMut};

@@ -3,7 +3,7 @@
 use crate::cache::{CHUNK_LEN, CacheKind, CacheOptions, ModelCache, Transform};
 use crate::model::{Config, Model};
 use crate::score::{Reference, Score};
-use crate::transform::{FakeQuant, KeyOffset, KeyScale, Record, Rotate, Rounding};
+use crate::transform::{FakeQuant, KeyOffset, KeyScale, Record, Recorded, Rotate, Rounding};
 use anyhow::{Context, Result};
 use attn_backend::BackendId;
 use kv_quant::{FloatType, LayoutKind, ScaleType};
@@ -136,12 +136,12 @@ const CALIBRATION_TEXT: &str = "The harbour lay quiet under a pale sky. Two fish
 
 impl Calibration {
     /// Runs the sample through the model over an f32 cache.
-    pub fn measure(model: &Model, tokens: &[u32], backend: Option<BackendId>) -> Result<Self> {
-        let recorded = record(model, tokens, backend)?;
+    pub fn measure(model: &Model, tokens: &[u32]) -> Result<Self> {
+        let recorded = record(model, tokens)?;
         let width = model.config().num_kv_heads * model.config().head_dim;
         let mut offsets = Vec::new();
         let mut factors = Vec::new();
-        for (k, _) in &recorded {
+        for Recorded { k, .. } in &recorded {
             let rows = (k.len() / width).max(1) as f32;
             let mut mean = vec![0f32; width];
             let mut amax = vec![0f32; width];
@@ -164,13 +164,9 @@ impl Calibration {
     }
 }
 
-/// K and V of every layer over `tokens`: `[n, num_kv_heads, head_dim]` each, K rotated.
-pub fn record(
-    model: &Model,
-    tokens: &[u32],
-    backend: Option<BackendId>,
-) -> Result<Vec<(Vec<f32>, Vec<f32>)>> {
-    let mut cache = open(model.config(), CacheKind::Float(FloatType::F32), tokens.len(), backend)?;
+/// q, K and V of every layer over `tokens`.
+pub fn record(model: &Model, tokens: &[u32]) -> Result<Vec<Recorded>> {
+    let mut cache = open(model.config(), CacheKind::Float(FloatType::F32), tokens.len(), None)?;
     let record = Record::default();
     let layers = std::rc::Rc::clone(&record.layers);
     cache.transform = Some(Box::new(record));

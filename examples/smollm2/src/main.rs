@@ -9,11 +9,13 @@ use smollm2::command;
 enum Command {
     Generate(command::generate::Args),
     Accuracy(command::accuracy::Args),
+    Advise(command::advise::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::Generate(args) => command::generate::run(&args),
         Command::Accuracy(args) => command::accuracy::run(&args),
+        Command::Advise(args) => command::advise::run(&args),
     }
 }

@@ -3,6 +3,8 @@
 
 use crate::cache::Transform;
 use kv_quant::{ScaleType, quantize_value, round_scale_up};
+use std::cell::RefCell;
+use std::rc::Rc;
 
 /// How a value becomes a code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -142,22 +144,34 @@ impl Transform for Rotate {
     }
 }
 
-/// Keeps what passes by, for calibration: K of every layer, `[n, num_kv_heads, head_dim]`, and V.
+/// What passed by in one layer: q `[n, num_q_heads, head_dim]`, K and V `[n, num_kv_heads, head_dim]`, q and K rotated.
+#[derive(Clone, Debug, Default)]
+pub struct Recorded {
+    /// Queries.
+    pub q: Vec<f32>,
+    /// Keys.
+    pub k: Vec<f32>,
+    /// Values.
+    pub v: Vec<f32>,
+}
+
+/// Keeps what passes by, for calibration and advice.
 #[derive(Debug, Default)]
 pub struct Record {
     /// Layer by layer.
-    pub layers: std::rc::Rc<std::cell::RefCell<Vec<(Vec<f32>, Vec<f32>)>>>,
+    pub layers: Rc<RefCell<Vec<Recorded>>>,
 }
 
 impl Transform for Record {
-    fn before(&mut self, layer: usize, _: &mut [f32], k: &mut [f32], v: &mut [f32]) {
+    fn before(&mut self, layer: usize, q: &mut [f32], k: &mut [f32], v: &mut [f32]) {
         let mut layers = self.layers.borrow_mut();
         if layers.len() <= layer {
-            layers.resize(layer + 1, Default::default());
+            layers.resize_with(layer + 1, Recorded::default);
         }
-        if let Some((k_all, v_all)) = layers.get_mut(layer) {
-            k_all.extend_from_slice(k);
-            v_all.extend_from_slice(v);
+        if let Some(recorded) = layers.get_mut(layer) {
+            recorded.q.extend_from_slice(q);
+            recorded.k.extend_from_slice(k);
+            recorded.v.extend_from_slice(v);
         }
     }
 }

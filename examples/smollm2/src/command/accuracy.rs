@@ -135,8 +135,7 @@ pub fn run(args: &Args) -> Result<()> {
     if state.setting != setting {
         state = State { setting: setting.clone(), ..State::default() };
     }
-    let calibration =
-        Calibration::measure(&model, &vocabulary.encode(Calibration::text())?, backend.clone())?;
+    let calibration = Calibration::measure(&model, &vocabulary.encode(Calibration::text())?)?;
     let bar = ProgressBar::new((windows.len() * variants.len()) as u64)
         .with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {elapsed} elapsed, {eta} left")?);
     let key = |window: &Window, variant: &Variant| format!("{}/{}", window.key, variant.key());

@@ -1,6 +1,7 @@
 //! The commands of the binary, one file each, and the options they share.
 
 pub mod accuracy;
+pub mod advise;
 pub mod generate;
 mod plot;
 
