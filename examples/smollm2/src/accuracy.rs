@@ -174,7 +174,8 @@ pub fn record(model: &Model, tokens: &[u32]) -> Result<Vec<Recorded>> {
     Ok(layers.take())
 }
 
-fn open(
+/// A cache of one format for `num_tokens` tokens; an unquantized one lies on the host whatever `backend` says.
+pub fn open(
     config: &Config,
     kind: CacheKind,
     num_tokens: usize,

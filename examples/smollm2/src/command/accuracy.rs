@@ -2,6 +2,7 @@
 
 use super::ModelArgs;
 use crate::accuracy::{Calibration, State, Variant, Window, all_variants, measure, quick_variants};
+use crate::model::Model;
 use crate::score::Score;
 use crate::text;
 use crate::vocabulary::Vocabulary;
@@ -32,6 +33,12 @@ pub struct Args {
     /// Only variants whose name contains this, e.g. int8/32/f16
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// Instead: plant a fact at several depths of long prompts of the first text, and see which caches find it
+    #[arg(long)]
+    needle: bool,
+    /// Prompt lengths of --needle
+    #[arg(long, value_delimiter = ',', default_value = "512,1024,2048")]
+    needle_lens: Vec<usize>,
     /// Print the rows as JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -117,6 +124,9 @@ pub fn run(args: &Args) -> Result<()> {
         eprintln!("left out: {line}");
     }
     ensure!(!texts.is_empty(), "no text at all; name one with --texts NAME=PATH");
+    if let (true, Some(text)) = (args.needle, texts.first()) {
+        return search(args, &model, &vocabulary, text);
+    }
     let windows = cut(&vocabulary, &texts, tokens, args.window)?;
     let mut variants = if args.quick { quick_variants() } else { all_variants() };
     if let Some(only) = &args.only {
@@ -163,6 +173,24 @@ pub fn run(args: &Args) -> Result<()> {
     } else {
         writeln!(out, "{setting}\n{}", table(&rows))?;
         writeln!(out, "\nwritten: {0}/accuracy.json, {0}/accuracy.svg", args.out.display())?;
+    }
+    Ok(())
+}
+
+fn search(args: &Args, model: &Model, vocabulary: &Vocabulary, text: &text::Text) -> Result<()> {
+    let rows = super::needle::run(model, vocabulary, text, &args.needle_lens, args.model.backend())?;
+    let report = serde_json::to_string_pretty(&serde_json::json!({ "text": text.name, "rows": rows }))?;
+    std::fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
+    std::fs::write(args.out.join("needle.json"), &report)?;
+    let mut out = std::io::stdout();
+    if args.json {
+        writeln!(out, "{report}")?;
+    } else {
+        writeln!(out, "a fact at a depth of a prompt from {}\n{}", text.name, super::needle::table(&rows))?;
+        match super::needle::losses(&rows).as_slice() {
+            [] => writeln!(out, "every cache finds it wherever the f32 cache does")?,
+            lost => writeln!(out, "lost against the f32 cache: {}", lost.join("; "))?,
+        }
     }
     Ok(())
 }

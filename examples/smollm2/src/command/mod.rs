@@ -3,6 +3,7 @@
 pub mod accuracy;
 pub mod advise;
 pub mod generate;
+mod needle;
 mod plot;
 
 use crate::{cache::CacheKind, fetch, gguf::Gguf, model::Model, vocabulary::Vocabulary};
