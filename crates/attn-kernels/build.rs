@@ -48,7 +48,8 @@ mod image {
 
     const NOT_BUILT: &str = "pub const STALE: Option<(&str, &str)> = None;\n\
         pub const CUDA_VERSION: (u32, u32) = (0, 0);\n\
-        pub const ARCHS: &[&str] = &[];\n";
+        pub const ARCHS: &[&str] = &[];\n\
+        pub const UNITS: &[Unit] = &[];\n";
 
     /// `KV8_KERNELS_DIR`, else the folder that a packaged crate carries, else the workspace's `target/kernels`.
     fn folder_of_image(crate_dir: &Path) -> Option<PathBuf> {
@@ -91,13 +92,27 @@ mod image {
         if archs.is_empty() {
             return Err("the manifest has no archs".to_owned());
         }
+        let units = units(&manifest).ok_or("the manifest's units are not in order")?;
         println!("cargo::rustc-cfg=kv8_image");
         println!("cargo::rustc-env=KV8_FATBIN={}", folder.join(FATBIN).display());
         println!("cargo::rustc-env=KV8_MANIFEST={}", folder.join(MANIFEST).display());
         Ok(format!(
             "pub const STALE: Option<(&str, &str)> = {stale:?};\n\
              pub const CUDA_VERSION: (u32, u32) = ({major}, {minor});\n\
-             pub const ARCHS: &[&str] = &{archs:?};\n"
+             pub const ARCHS: &[&str] = &{archs:?};\n\
+             pub const UNITS: &[Unit] = &[{units}];\n"
         ))
+    }
+
+    fn units(manifest: &Value) -> Option<String> {
+        let mut text = String::new();
+        for unit in manifest["units"].as_array()? {
+            let (name, offset, bytes) =
+                (unit["name"].as_str()?, unit["offset"].as_u64()?, unit["bytes"].as_u64()?);
+            let symbols: Vec<&str> = unit["symbols"].as_array()?.iter().filter_map(Value::as_str).collect();
+            let range = format!("{offset}..{}", offset + bytes);
+            text += &format!("\n    Unit {{ name: {name:?}, range: {range}, symbols: &{symbols:?} }},");
+        }
+        Some(text)
     }
 }

@@ -35,6 +35,15 @@ const STEPS: &[Step] = &[
         env: &[("RUSTDOCFLAGS", "-D warnings")],
     },
     step("tidy", "cargo xtask tidy"),
+    step("example-01", "cargo run --quiet -p attn-examples --example 01_quantize_a_page"),
+    step("example-02", "cargo run --quiet -p attn-examples --example 02_decode_on_cpu"),
+    step("example-03", "cargo run --quiet -p attn-examples --example 03_inspect_a_plan"),
+    step("example-04", "cargo run --quiet -p attn-examples --example 04_select_a_backend"),
+    step("example-05", "cargo run --quiet -p attn-examples --example 05_share_a_prefix"),
+    // Needs no GPU; says so before it installs nvcc into a cache folder.
+    step("kernels", "cargo xtask kernels"),
+    // Fails if any output element is beyond the bound of the backend's arithmetic.
+    step("demo", "cargo xtask demo --json"),
 ];
 
 const fn step(name: &'static str, command: &'static str) -> Step {
@@ -69,5 +78,25 @@ impl Step {
             .with_context(|| format!("cannot start: {}", self.command))?;
         anyhow::ensure!(status.success(), "{} failed: {}", self.name, self.command);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_example_is_a_step_and_short() {
+        let folder = workspace::root().join("examples/examples");
+        let mut count = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+            assert!(STEPS.iter().any(|step| step.command.ends_with(&name)), "{name} is not run");
+            let lines = std::fs::read_to_string(&path).unwrap().lines().count();
+            assert!(lines < 80, "{name} has {lines} lines; a lesson has fewer than 80");
+            count += 1;
+        }
+        assert!(count >= 5);
     }
 }

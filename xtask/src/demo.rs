@@ -16,6 +16,7 @@ use fixture::{Fixture, Layer};
 use indicatif::{ProgressBar, ProgressStyle};
 use kv_quant::LayoutKind;
 use serde::Serialize;
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -39,8 +40,14 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     /// Draw the quantization error by layer and group length.
-    #[arg(long, value_name = "FILE.svg")]
+    #[arg(long, value_name = "FILE.svg", value_parser = svg_path)]
     plot: Option<PathBuf>,
+}
+
+fn svg_path(name: &str) -> Result<PathBuf, &'static str> {
+    let path = PathBuf::from(name);
+    let is_svg = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("svg"));
+    is_svg.then_some(path).ok_or("valid: a file name that ends in .svg")
 }
 
 /// Names of the layouts on the command line.
@@ -98,6 +105,9 @@ struct Row {
     microseconds_per_step: f64,
     #[serde(skip)]
     worst_quantized_head: u32,
+    /// Largest error of an output element as a share of its a-priori bound.
+    #[serde(skip)]
+    share_of_bound: f64,
 }
 
 /// Runs the demo and prints its report.
@@ -130,16 +140,20 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .iter()
         .map(|(backend, reason)| Refused { backend: backend.to_string(), reason: reason.to_string() });
     let report = Report { backend: first.backend.to_string(), refused: refused.collect(), rows };
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        table::print(&fixture, first, &report);
-    }
     if let Some(path) = &args.plot {
         plot::draw(path, &report.rows)?;
         eprintln!("drew {}", path.display());
     }
-    Ok(())
+    let text = if args.json {
+        serde_json::to_string_pretty(&report)? + "\n"
+    } else {
+        table::render(&fixture, first, &report)
+    };
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads (`| head`) has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        done => Ok(done?),
+    }
 }
 
 fn measure(
@@ -155,6 +169,13 @@ fn measure(
     let cached = decode::oracle_on_cache(fixture, layer, layout, &decoded)?;
     let out: Vec<f64> = decoded.out.iter().map(|&x| f64::from(x)).collect();
     let (worst_quantized_head, quantization_error) = decode::worst_head(fixture, &cached.out, &original.out);
+    let share_of_bound = decode::share_of_bound(fixture, selection, &decoded, &cached);
+    anyhow::ensure!(
+        share_of_bound <= 1.0,
+        "layer {}, group_len {group_len}: backend {} is beyond the bound of its arithmetic",
+        layer.layer,
+        selection.backend
+    );
     let (_, arithmetic_error) = decode::worst_head(fixture, &out, &cached.out);
     Ok(Row {
         layer: layer.layer,
@@ -165,6 +186,7 @@ fn measure(
         arithmetic_error,
         microseconds_per_step: median(&mut decoded.steps).as_secs_f64() * 1e6,
         worst_quantized_head,
+        share_of_bound,
     })
 }
 

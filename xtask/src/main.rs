@@ -2,8 +2,13 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a command line tool talks on stdout")]
 
+mod bench;
+mod bundle;
 mod ci;
 mod demo;
+mod kernels;
+#[path = "../../crates/attn-kernels/build/source_hash.rs"]
+mod source_hash;
 mod tidy;
 mod workspace;
 
@@ -20,18 +25,27 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run every check that a change must pass: what .ci/run does.
+    /// Measure the kernels against the machine and the peers
+    Bench(bench::Args),
+    /// Collect tests and tools built with feature cuda into a folder for a GPU machine
+    Bundle(bundle::Args),
+    /// Run every check that a change must pass: what .ci/run does
     Ci(ci::Args),
-    /// Decode real attention data through a session, and say what INT8 costs and saves.
+    /// Decode real attention data through a session, and say what INT8 costs and saves
     Demo(demo::Args),
-    /// Check the house rules that no compiler checks.
+    /// Build the CUDA kernels into target/kernels (needs no GPU; finds or installs nvcc)
+    Kernels(kernels::Args),
+    /// Check the house rules that no compiler checks
     Tidy(tidy::Args),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
+        Command::Bench(args) => bench::run(&args),
+        Command::Bundle(args) => bundle::run(&args),
         Command::Ci(args) => ci::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
         Command::Tidy(args) => tidy::run(&args),
     };
     match done {

@@ -16,13 +16,14 @@ mod session;
 pub mod trial;
 mod validate;
 
+pub use attn_kernels::DeviceView;
 pub use backend::{Backend, Device, Executor, Isolation, NormalDecode};
 pub use backends::{CpuBackend, cpu_split_config};
 pub use capability::{Capability, Missing, Refusal};
 pub use descriptor::Descriptor;
 pub use error::{Array, Error};
 pub use key::{BackendId, FormatKey, Operation, OperationKey};
-pub use memory::{DeviceBytes, DeviceSlice, Input, Memory, MemoryKind, Output, Stream};
+pub use memory::{DeviceSlice, Input, Memory, MemoryKind, Output, Stream};
 pub use registry::Registry;
 pub use select::{
     BACKEND_VARIABLE, Fallback, NamedBy, OverridePolicy, SelectOptions, Selection, TrialMode, select,

@@ -1,50 +1,49 @@
 //! Where inputs, outputs and caches lie: in host slices, or on a backend's device.
 //!
-//! Device addresses are plain numbers here. This crate has no unsafe code and cannot vouch for an address, so the types
-//! that hold one are made from `attn_kernels::device` values only, whose constructors carry the promise.
+//! Device addresses are plain numbers here. This crate has no unsafe code and cannot vouch for one, so the types that hold
+//! an address are made from [`DeviceView`]s only, whose constructor carries the promise.
 
+use attn_kernels::DeviceView;
 use kv_quant::{CacheView, CacheViewMut, FloatSlice, FloatSliceMut, FloatType};
 use std::any::Any;
 use std::sync::Arc;
 
-/// Elements in device memory: address, count, type. Plain data that keeps nothing alive.
+/// Elements in device memory: a view and their type. Plain data that keeps nothing alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceSlice {
-    address: u64,
-    len: u64,
+    view: DeviceView,
     float_type: FloatType,
 }
 
 impl DeviceSlice {
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "made by device backends only"))]
-    pub(crate) fn new(address: u64, len: u64, float_type: FloatType) -> Self {
-        Self { address, len, float_type }
+    /// The elements that fit in the view.
+    pub fn new(view: DeviceView, float_type: FloatType) -> Self {
+        Self { view, float_type }
+    }
+
+    /// The bytes.
+    pub fn view(&self) -> DeviceView {
+        self.view
     }
 
     /// Device address of the first element.
     pub fn address(&self) -> u64 {
-        self.address
+        self.view.address()
     }
 
     /// Number of elements.
     pub fn len(&self) -> u64 {
-        self.len
+        self.view.len_bytes() / self.float_type.bytes() as u64
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// Element type.
     pub fn float_type(&self) -> FloatType {
         self.float_type
-    }
-
-    /// The byte addresses it covers, half-open; `None` if they do not fit u64.
-    pub fn byte_range(&self) -> Option<std::ops::Range<u64>> {
-        let bytes = self.len.checked_mul(self.float_type.bytes() as u64)?;
-        Some(self.address..self.address.checked_add(bytes)?)
     }
 }
 
@@ -139,8 +138,8 @@ pub enum Memory<'a> {
     Host(CacheViewMut<'a>),
     /// The caller's host buffers, decoded in place; append is refused.
     HostReadOnly(CacheView<'a>),
-    /// The caller's device buffers, one for each of the layout's, as bytes (address, length): device backends.
-    Device(Vec<DeviceBytes>),
+    /// The caller's device buffers, one for each of the layout's, for device backends.
+    Device(Vec<DeviceView>),
 }
 
 impl Memory<'_> {
@@ -174,53 +173,26 @@ impl std::fmt::Display for MemoryKind {
         f.write_str(match self {
             MemoryKind::Owned => "owned",
             MemoryKind::Host => "host",
-            MemoryKind::HostReadOnly => "host, read-only",
+            MemoryKind::HostReadOnly => "host read-only",
             MemoryKind::Device => "device",
         })
-    }
-}
-
-/// Bytes in device memory. Plain data that keeps nothing alive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeviceBytes {
-    /// Device address of the first byte.
-    pub(crate) address: u64,
-    /// Number of bytes.
-    pub(crate) len: u64,
-}
-
-impl DeviceBytes {
-    /// Device address of the first byte.
-    pub fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// Number of bytes.
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// The addresses it covers, half-open; `None` if they do not fit u64.
-    pub fn range(&self) -> Option<std::ops::Range<u64>> {
-        Some(self.address..self.address.checked_add(self.len)?)
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 }
 
 /// A queue of the caller's (a CUDA stream) on which a session's work is put; the host backend has none.
 #[derive(Clone, Debug)]
 pub struct Stream {
-    /// The device library's own stream object, kept alive.
-    pub(crate) inner: Arc<dyn Any + Send + Sync>,
+    inner: Arc<dyn Any + Send + Sync>,
 }
 
 impl Stream {
-    /// The device library's stream object, for the backend that knows its type.
-    pub fn inner(&self) -> &Arc<dyn Any + Send + Sync> {
-        &self.inner
+    /// The device library's own stream object, e.g. an `attn_kernels::device::Stream`; kept alive by the session.
+    pub fn new<T: Any + Send + Sync>(inner: Arc<T>) -> Self {
+        Self { inner }
+    }
+
+    /// The object, for the backend that knows its type; `None` if it is of another type.
+    pub fn downcast<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        Arc::clone(&self.inner).downcast().ok()
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! None of these allocates: callers on the hot path lend their scratch memory.
 
-use crate::{Array, BackendId, Capability, DeviceBytes, Error, Input, Memory, Output};
+use crate::{Array, BackendId, Capability, Error, Input, Memory, Output};
+use attn_kernels::DeviceView;
 use attn_plan::{DecodeRequest, DecodeSpec};
 use kv_quant::{CacheLayout, FloatType, PageCopy};
 use std::ops::Range;
@@ -18,7 +19,7 @@ pub(crate) struct Facts {
     pub device_arrays: bool,
     pub is_read_only: bool,
     /// The caller's device buffers; empty if the cache is elsewhere.
-    pub device_cache: Vec<DeviceBytes>,
+    pub device_cache: Vec<DeviceView>,
 }
 
 /// Memory that checks need, kept from call to call.
@@ -64,7 +65,7 @@ pub(crate) fn memory(
     }
 }
 
-fn device_cache(layout: &CacheLayout, buffers: &[DeviceBytes]) -> Result<(), Error> {
+fn device_cache(layout: &CacheLayout, buffers: &[DeviceView]) -> Result<(), Error> {
     let want = layout.buffer_bytes();
     if buffers.len() != want.len() {
         return Err(kv_quant::Error::BufferCount { got: buffers.len(), want: want.len() }.into());
@@ -72,15 +73,23 @@ fn device_cache(layout: &CacheLayout, buffers: &[DeviceBytes]) -> Result<(), Err
     for (buffer_idx, (buffer, &want)) in buffers.iter().zip(want).enumerate() {
         let array = Array::Cache(buffer_idx);
         address(array, buffer.address(), DEVICE_ALIGN)?;
-        if buffer.len() < want {
-            return Err(kv_quant::Error::BufferLen { buffer_idx, got: buffer.len(), want }.into());
+        if buffer.len_bytes() < want {
+            return Err(kv_quant::Error::BufferLen { buffer_idx, got: buffer.len_bytes(), want }.into());
         }
-        let range = buffer.range().ok_or(Error::SizeOverflow { array, what: "address + bytes" })?;
+        let range = span(array, *buffer)?;
         for (other_idx, other) in buffers.iter().enumerate().take(buffer_idx) {
-            disjoint((Array::Cache(other_idx), other.range().unwrap_or(0..0)), (array, range.clone()))?;
+            disjoint(
+                (Array::Cache(other_idx), span(Array::Cache(other_idx), *other)?),
+                (array, range.clone()),
+            )?;
         }
     }
     Ok(())
+}
+
+fn span(array: Array, view: DeviceView) -> Result<Range<u64>, Error> {
+    let end = view.address().checked_add(view.len_bytes());
+    Ok(view.address()..end.ok_or(Error::SizeOverflow { array, what: "address + bytes" })?)
 }
 
 fn address(array: Array, address: u64, align: u64) -> Result<(), Error> {
@@ -110,15 +119,17 @@ impl Facts {
         if !slice.is_empty() {
             address(array, slice.address(), slice.float_type().bytes() as u64)?;
         }
-        let range = slice.byte_range().ok_or(Error::SizeOverflow { array, what: "address + bytes" })?;
-        Ok(Some(range))
+        Ok(Some(span(array, slice.view())?))
     }
 
     /// Errors unless a written array keeps clear of the cache.
     fn clear_of_cache(&self, array: Array, place: &Place) -> Result<(), Error> {
         let Some(range) = place else { return Ok(()) };
         self.device_cache.iter().enumerate().try_for_each(|(buffer_idx, buffer)| {
-            disjoint((array, range.clone()), (Array::Cache(buffer_idx), buffer.range().unwrap_or(0..0)))
+            disjoint(
+                (array, range.clone()),
+                (Array::Cache(buffer_idx), span(Array::Cache(buffer_idx), *buffer)?),
+            )
         })
     }
 

@@ -21,15 +21,34 @@ pub enum ImageError {
         /// Hash of the sources now.
         sources: &'static str,
     },
+    /// The image lacks a kernel, as one built for a part of the sources does.
+    #[error("the kernel image has no {symbol}")]
+    NoSuchKernel {
+        /// What was asked for.
+        symbol: String,
+    },
 }
 
 /// The embedded image.
 #[derive(Clone, Copy, Debug)]
 pub struct Image {
-    /// The fatbin: machine code for several architectures, and PTX. The driver picks.
-    pub fatbin: &'static [u8],
+    /// Fatbins one after the other, a unit each. Of a unit's machine codes and PTX the driver picks what fits.
+    pub bytes: &'static [u8],
+    /// Where the units lie and which kernels they have.
+    pub units: &'static [Unit],
     /// `manifest.json` as text: source hash, flags, registers, spills and shared memory of every kernel.
     pub manifest: &'static str,
+}
+
+/// One fatbin of the image: the kernels of one source file, loaded when the first of them is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit {
+    /// Name of the source file, without its extension.
+    pub name: &'static str,
+    /// Bytes of the image.
+    pub range: core::ops::Range<usize>,
+    /// Its kernels.
+    pub symbols: &'static [&'static str],
 }
 
 /// What the image asks of a machine.
@@ -47,8 +66,18 @@ pub struct Needs {
 
 #[cfg(feature = "cuda")]
 mod facts {
+    use super::Unit;
+
     include!(concat!(env!("OUT_DIR"), "/image_facts.rs"));
 }
+
+/// The driver reads 8-byte fields of each unit; units start at multiples of 64.
+#[cfg(kv8_image)]
+#[repr(C, align(64))]
+struct Aligned<T: ?Sized>(T);
+
+#[cfg(kv8_image)]
+static BYTES: &Aligned<[u8]> = &Aligned(*include_bytes!(env!("KV8_FATBIN")));
 
 /// The embedded image, if it was built from the sources as they were when this crate was compiled.
 ///
@@ -60,10 +89,7 @@ pub fn embedded() -> Result<Image, ImageError> {
         return Err(ImageError::Stale { built_from, sources });
     }
     #[cfg(kv8_image)]
-    return Ok(Image {
-        fatbin: include_bytes!(env!("KV8_FATBIN")),
-        manifest: include_str!(env!("KV8_MANIFEST")),
-    });
+    return Ok(Image { bytes: &BYTES.0, units: facts::UNITS, manifest: include_str!(env!("KV8_MANIFEST")) });
     #[cfg(not(kv8_image))]
     Err(ImageError::NotBuilt)
 }

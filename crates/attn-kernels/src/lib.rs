@@ -16,8 +16,12 @@
 
 pub mod abi;
 pub mod image;
+mod instances;
 pub mod key;
 pub mod probe;
+mod view;
+
+pub use view::DeviceView;
 
 #[cfg(feature = "cuda")]
 pub mod device;

@@ -43,6 +43,14 @@ pub enum Error {
         /// One past the last token that the plan names.
         token_end: u32,
     },
+    /// An instruction set that does not exist or that this machine does not have.
+    #[error("instruction set {asked} cannot run here; available: {}", .available.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "))]
+    Isa {
+        /// What was asked.
+        asked: String,
+        /// What this machine can run.
+        available: Vec<crate::Isa>,
+    },
     /// The spec's shapes differ from the cache's, or it fails its own check.
     #[error(transparent)]
     Request(#[from] attn_plan::Error),

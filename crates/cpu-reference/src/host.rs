@@ -33,8 +33,10 @@ pub fn decode(
     workspace: &mut Workspace,
 ) -> Result<(), Error> {
     check(layout, request, plan, q, &out, lse.as_deref())?;
-    stage1::run(layout, cache, request, plan, q, workspace);
-    stage2::run(request, workspace, &mut out, lse);
+    let kernel = workspace.kernel.clone()?;
+    let step = stage1::Step::new(layout, cache, request);
+    stage1::run(kernel, &step, plan, q, workspace);
+    stage2::run(&step, workspace, &mut out, lse);
     Ok(())
 }
 

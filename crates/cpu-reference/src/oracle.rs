@@ -162,7 +162,8 @@ impl Row {
     }
 }
 
-/// Dense K and V of one request, `[kv_len, num_kv_heads, head_dim]`: exactly code times scale.
+/// Dense K and V of one request, `[kv_len, num_kv_heads, head_dim]`: exactly code times scale. Tokens that every
+/// query's window has passed are zeros: an engine may have given up their pages.
 ///
 /// # Errors
 /// A page table that is too short, or slots outside the cache.
@@ -174,7 +175,15 @@ pub fn gather(
 ) -> Result<(Vec<f64>, Vec<f64>), Error> {
     let kv_len = request.kv_lens.get(request_idx).copied().unwrap_or(0);
     let mut dense = (Vec::new(), Vec::new());
+    let seen_from = request.spec.visible_any(kv_len).start;
+    let row = layout.format().num_kv_heads() as usize * layout.format().head_dim() as usize;
     for t in 0..kv_len {
+        if t < seen_from {
+            for dense in [&mut dense.0, &mut dense.1] {
+                dense.resize(dense.len() + row, 0.0);
+            }
+            continue;
+        }
         let slot = request.page_table.slot(request_idx, t, layout.page_len()).unwrap_or(u64::MAX);
         for (side, dense) in [(Side::K, &mut dense.0), (Side::V, &mut dense.1)] {
             if layout.format().element() != kv_quant::Element::Int8 {

@@ -1,14 +1,20 @@
 //! The CPU backend against the oracle on generated cases, within the a-priori bound.
 
-use cpu_reference::Workspace;
 use cpu_reference::case::{CaseConfig, Data};
+use cpu_reference::{Isa, Workspace};
+#[cfg(feature = "proptest")]
 use proptest::test_runner::{Config, TestRunner};
 
-/// Runs one case and compares; the two bounds are nested.
+/// Runs one case on every instruction set that this machine has.
 fn run(config: &CaseConfig) -> Result<(), String> {
     let case = config.build().map_err(|e| format!("{e}; {config:?}"))?;
-    let (out, lse) = case.run(&mut Workspace::new()).map_err(|e| e.to_string())?;
-    case.check(&out, Some(&lse), &case.host_arithmetic()).map_err(|e| e.to_string())
+    for isa in Isa::available() {
+        let mut workspace = Workspace::for_isa(isa).map_err(|e| e.to_string())?;
+        let (out, lse) = case.run(&mut workspace).map_err(|e| e.to_string())?;
+        let arithmetic = case.host_arithmetic();
+        case.check(&out, Some(&lse), &arithmetic).map_err(|e| format!("{isa}: {e}"))?;
+    }
+    Ok(())
 }
 
 #[test]

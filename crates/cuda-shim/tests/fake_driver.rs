@@ -3,6 +3,7 @@
 //! The driver here is a small C library, built by the C compiler that Rust links with; the test runs itself again
 //! with that library first on the loader's path.
 #![cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+#![allow(clippy::expect_used, clippy::print_stdout, reason = "tests")]
 
 use std::ffi::c_void;
 use std::path::Path;

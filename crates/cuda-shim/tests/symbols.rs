@@ -1,5 +1,6 @@
 //! The symbols link, answer without a driver, and carry every kind of argument through the first (slow) call.
 #![cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+#![allow(clippy::expect_used, clippy::print_stdout, reason = "tests")]
 
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::Barrier;

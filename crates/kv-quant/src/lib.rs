@@ -19,6 +19,9 @@
 //! ```
 #![forbid(unsafe_code)]
 
+#[cfg(target_endian = "big")]
+compile_error!("cache bytes are little-endian and are read in place; big-endian machines are not supported");
+
 mod advise;
 mod append;
 mod bound;
@@ -29,14 +32,17 @@ mod float;
 mod format;
 mod group;
 mod layout;
+mod layout_kind;
 mod overlap;
+mod plane;
 mod pool;
+mod rows;
 mod scale;
 
 pub use advise::{
     Advice, AdviceOptions, GroupError, HeadReport, LayerAdvice, LayerSample, OutlierChannel, advise,
 };
-pub use append::{append, append_row, check_append, dequantize_row, read_codes, read_scales};
+pub use append::{append, append_row, check_append};
 pub use bound::{max_code, quantization_error_bound};
 pub use buffers::{CacheBuffers, CacheView, CacheViewMut};
 pub use element::Element;
@@ -44,6 +50,9 @@ pub use error::{Error, Side};
 pub use float::{FloatSlice, FloatSliceMut, FloatType};
 pub use format::{CacheFormat, GROUP_LENS, MAX_HEAD_DIM, MIN_HEAD_DIM};
 pub use group::{quantize_group, quantize_value};
-pub use layout::{CacheLayout, LayoutKind, MAX_BUFFERS, NATIVE_RECORD_ALIGN, Plane, PlaneId};
+pub use layout::{CacheLayout, MAX_BUFFERS};
+pub use layout_kind::{LayoutKind, NATIVE_RECORD_ALIGN};
+pub use plane::{Plane, PlaneId};
 pub use pool::{AppendSlots, CachePool, PageCopy, PagePool, PoolError, SequenceId};
+pub use rows::{dequantize_row, read_codes, read_scales};
 pub use scale::{ScaleType, StoredScale, round_scale_up};

@@ -1,12 +1,12 @@
 //! One layer at one group length, as an engine would run it: append, plan, decode, token by token.
 
 use super::fixture::{Fixture, Layer};
-use anyhow::Context;
 use attn_backend::{Selection, Session, SessionOptions};
-use attn_plan::{DecodeRequest, DecodeSpec, PageTable};
+use attn_plan::{DecodeRequest, DecodeSpec, PageTable, SplitPlan};
 use cpu_reference::oracle;
 use kv_quant::{
-    CacheBuffers, CacheFormat, CacheLayout, FloatSlice, FloatSliceMut, FloatType, LayoutKind, ScaleType,
+    AppendSlots, CacheBuffers, CacheFormat, CacheLayout, FloatSlice, FloatSliceMut, FloatType, LayoutKind,
+    PagePool, ScaleType,
 };
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,8 @@ pub struct Decoded {
     pub cache: CacheBuffers,
     /// Its page table.
     pub pages: Vec<i32>,
+    /// How the last step, the longest, was cut.
+    pub plan: SplitPlan,
     /// Append, plan and decode of each step.
     pub steps: Vec<Duration>,
 }
@@ -57,39 +59,37 @@ pub fn decode(
 ) -> anyhow::Result<Decoded> {
     let mut session = Session::open(selection, SessionOptions::default())?;
     let layout = session.layout().clone();
-    // Pages in falling order, so that nothing works by the accident of a contiguous cache.
-    let pages: Vec<i32> = (0..layout.num_pages() as i32).rev().collect();
-    let page_table = PageTable::padded(&pages, layout.num_pages());
-    let slots: Vec<i64> = (0..fixture.num_tokens as u32)
-        .map(|token| page_table.slot(0, token, layout.page_len()).map(|slot| slot as i64))
-        .collect::<Option<_>>()
-        .context("the page table does not hold the text")?;
+    let mut pool = PagePool::for_layout(&layout);
+    let mut append = AppendSlots::default();
+    let sequence = pool.allocate();
     let (kv_row, q_row) = (fixture.kv_row(), fixture.q_row());
     let first_step = fixture.num_tokens - fixture.num_steps;
 
     let (k_prefix, k_rest) = layer.k.split_at(first_step * kv_row);
     let (v_prefix, v_rest) = layer.v.split_at(first_step * kv_row);
-    let (prefix_slots, step_slots) = slots.split_at(first_step);
-    session.append(FloatSlice::F16(k_prefix), FloatSlice::F16(v_prefix), prefix_slots)?;
+    pool.append(sequence, first_step as u32, &mut append)?;
+    session.append(FloatSlice::F16(k_prefix), FloatSlice::F16(v_prefix), append.slots())?;
 
     let mut out = vec![0f32; layer.q.len()];
     let mut steps = Vec::new();
-    let tokens = k_rest.chunks_exact(kv_row).zip(v_rest.chunks_exact(kv_row)).zip(step_slots.chunks_exact(1));
+    let tokens = k_rest.chunks_exact(kv_row).zip(v_rest.chunks_exact(kv_row));
     let queries = layer.q.chunks_exact(q_row).zip(out.chunks_exact_mut(q_row));
-    for (step, (((k, v), slot), (q, out))) in tokens.zip(queries).enumerate() {
-        let kv_len = (first_step + step + 1) as u32;
+    for ((k, v), (q, out)) in tokens.zip(queries) {
         let start = Instant::now();
-        session.append(FloatSlice::F16(k), FloatSlice::F16(v), slot)?;
-        session.plan(&[kv_len], page_table)?;
+        pool.append(sequence, 1, &mut append)?;
+        session.append(FloatSlice::F16(k), FloatSlice::F16(v), append.slots())?;
+        let pages = pool.page_row(sequence)?;
+        session.plan(&[pool.len(sequence)?], PageTable::padded(pages, pages.len() as u64))?;
         session.decode(FloatSlice::F16(q), FloatSliceMut::F32(out), None)?;
         steps.push(start.elapsed());
         after_step();
     }
+    let pages = pool.page_row(sequence)?.to_vec();
     let mut cache = CacheBuffers::zeroed(&layout)?;
     for (buffer_idx, buffer) in cache.as_mut_vecs().iter_mut().enumerate() {
         session.read_bytes(buffer_idx, 0, buffer)?;
     }
-    Ok(Decoded { out, cache, pages, steps })
+    Ok(Decoded { out, cache, pages, plan: session.split_plan().clone(), steps })
 }
 
 /// All positions at once, as the oracle sees them: row `i` of one request of `num_steps` new tokens sees what step `i`
@@ -139,4 +139,20 @@ pub fn worst_head(fixture: &Fixture, got: &[f64], want: &[f64]) -> (u32, f64) {
     }
     let errors = sums.iter().map(|(difference, norm)| (difference / norm).sqrt());
     (0u32..).zip(errors).fold((0, 0.0), |worst, head| if head.1 > worst.1 { head } else { worst })
+}
+
+/// The largest error of an output element as a share of what the backend's arithmetic allows; above 1 it is wrong.
+pub fn share_of_bound(
+    fixture: &Fixture,
+    selection: &Selection,
+    decoded: &Decoded,
+    want: &oracle::OracleOutput,
+) -> f64 {
+    let bound = want.bound(&selection.chosen().arithmetic(&spec(fixture), &decoded.plan));
+    let errors = decoded.out.iter().zip(&want.out).map(|(&got, want)| (f64::from(got) - want).abs());
+    // NaN would lose every comparison.
+    errors
+        .zip(bound)
+        .map(|(error, bound)| if error <= bound { error / bound } else { f64::INFINITY })
+        .fold(0.0, f64::max)
 }

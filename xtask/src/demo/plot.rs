@@ -3,6 +3,7 @@
 use super::Row;
 use anyhow::Context;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 use std::path::Path;
 
 const SIZE: (u32, u32) = (760, 480);
@@ -24,23 +25,26 @@ pub fn draw(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
             .margin(18)
             .caption("Quantization error of the attention output", ("sans-serif", 22))
             .x_label_area_size(48)
-            .y_label_area_size(64)
+            .y_label_area_size(80)
             .build_cartesian_2d(-0.25..last + 0.25, 0.0..top)?;
-        let group_of = |x: &f64| {
-            let nearest = x.round();
-            let group_len = group_lens.get(nearest.max(0.0) as usize);
-            group_len.filter(|_| (x - nearest).abs() < 1e-6).map_or(String::new(), u32::to_string)
-        };
         chart
             .configure_mesh()
             .disable_x_mesh()
-            .x_labels(4 * group_lens.len() + 3)
-            .x_label_formatter(&group_of)
+            .max_light_lines(0)
+            .set_tick_mark_size(LabelAreaPosition::Bottom, 0)
+            .x_label_formatter(&|_| String::new())
             .y_label_formatter(&|y| format!("{y:.2} %"))
             .x_desc("channels that share a scale")
             .y_desc("relative L2, worst head")
             .label_style(("sans-serif", 15))
             .draw()?;
+        // Group lengths stand at equal distances, each with a label of its own: no ticks between them.
+        let below =
+            ("sans-serif", 15).into_font().into_text_style(&area).pos(Pos::new(HPos::Center, VPos::Top));
+        for (x, group_len) in group_lens.iter().enumerate() {
+            let (x, y) = chart.backend_coord(&(x as f64, 0.0));
+            area.draw(&Text::new(group_len.to_string(), (x, y + 8), below.clone()))?;
+        }
         for (&layer, &color) in layers.iter().zip(COLORS.iter().cycle()) {
             let points: Vec<(f64, f64)> = rows
                 .iter()

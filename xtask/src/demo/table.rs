@@ -1,4 +1,4 @@
-//! The demo's report for people.
+//! The demo's report as people read it.
 
 use super::fixture::Fixture;
 use super::{Report, Row};
@@ -6,24 +6,34 @@ use attn_backend::Selection;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 
-/// Prints what was run, the table, and how to read it.
-pub fn print(fixture: &Fixture, selection: &Selection, report: &Report) {
-    println!(
-        "{} tokens of text, the last {} decoded one at a time; {} query heads, {} kv heads, head_dim {}",
-        fixture.num_tokens, fixture.num_steps, fixture.num_q_heads, fixture.num_kv_heads, fixture.head_dim
-    );
-    println!("{}", selection.descriptor());
-    println!("backend: {} on {}", selection.backend, selection.device);
-    for refused in &report.refused {
-        println!("    not {}: {}", refused.backend, refused.reason);
-    }
-    println!("{}", table(&report.rows));
-    println!("bytes: K and V of one token in one layer, scales and padding included.");
-    println!(
-        "errors: relative L2 over all steps, worst head. Quantization: oracle over the INT8 cache against oracle"
-    );
-    println!("    over the f16 data. Arithmetic: backend against oracle, both over the INT8 cache.");
-    println!("step: append one token, plan, decode; median of {}.", fixture.num_steps);
+/// What was run, the table, and how to read it.
+pub fn render(fixture: &Fixture, selection: &Selection, report: &Report) -> String {
+    let Fixture { num_tokens, num_steps, num_q_heads, num_kv_heads, head_dim, .. } = fixture;
+    let refused: String = report
+        .refused
+        .iter()
+        .map(|refused| format!("    not {}: {}\n", refused.backend, refused.reason))
+        .collect();
+    let share = report.rows.iter().map(|row| row.share_of_bound).fold(0.0, f64::max);
+    format!(
+        "\
+{num_tokens} tokens of text, the last {num_steps} decoded one at a time; {num_q_heads} query heads, \
+{num_kv_heads} kv heads, head_dim {head_dim}
+first row: {}
+backend: {} on {}
+{refused}{}
+bytes: K and V of one token in one layer, scales and padding included.
+errors: relative L2 over all steps, worst head. Quantization: oracle over the INT8 cache against oracle
+    over the f16 data. Arithmetic: backend against oracle, both over the INT8 cache.
+    Every output element is within its a-priori bound; the nearest is at {:.1} % of it.
+step: append one token, plan, decode; median of {num_steps}.
+",
+        selection.descriptor(),
+        selection.backend,
+        selection.device,
+        table(&report.rows),
+        100.0 * share,
+    )
 }
 
 fn table(rows: &[Row]) -> Table {

@@ -27,21 +27,48 @@ fn cuda_doc(file: &File, _: &Tree) -> Vec<Finding> {
     vec![file.error(1, "start the file with `// ` and what it is for")]
 }
 
-/// The comment of a kernel is the run of `//` lines that ends just above its declaration (template heads, attributes
-/// and macro lines may stand between) or the one that begins the file.
-fn kernel_grid(file: &File, _: &Tree) -> Vec<Finding> {
-    if file.kind != Kind::Cuda {
+/// Whether a comment says what is asked of it.
+fn names_grid(comment: &str) -> bool {
+    let comment = comment.to_lowercase();
+    has_word(&comment, "grid") && ["cta", "block", "threads"].iter().any(|word| has_word(&comment, word))
+}
+
+/// The comment that begins a file.
+fn head(file: &File) -> String {
+    file.text.lines().take_while(|line| line.starts_with("//")).map(|line| format!("{line}\n")).collect()
+}
+
+/// A kernel is explained just above its declaration (template heads, attributes and macro lines may stand between), where
+/// its file begins, or, if it is the thin entry of a function in an included file, where that file begins.
+fn kernel_grid(file: &File, tree: &Tree) -> Vec<Finding> {
+    if file.kind != Kind::Cuda || names_grid(&head(file)) {
         return Vec::new();
     }
     let lines: Vec<&str> = file.text.lines().collect();
+    let includes: Vec<String> = file
+        .lines()
+        .filter_map(|(_, line)| line.strip_prefix("#include \"")?.strip_suffix('"'))
+        .map(|target| file.resolve(target))
+        .collect();
     let mut findings = Vec::new();
     for (number, _) in file.code_lines().filter(|(_, line)| has_word(line, "__global__")) {
-        let above = lines.get(number.saturating_sub(COMMENT_REACH + 1)..number).unwrap_or_default();
-        let head = lines.iter().take_while(|line| line.starts_with("//"));
-        let is_comment = |line: &&&str| line.trim_start().starts_with("//");
-        let comment: String =
-            above.iter().filter(is_comment).chain(head).map(|line| line.to_lowercase() + "\n").collect();
-        if !(has_word(&comment, "grid") && has_word(&comment, "cta")) {
+        let above = lines.get(number.saturating_sub(COMMENT_REACH + 1)..number - 1).unwrap_or_default();
+        let above: String = above
+            .iter()
+            .rev()
+            .take_while(|line| !line.starts_with('}'))
+            .filter(|line| line.trim_start().starts_with("//"))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let body = lines.iter().skip(number).take_while(|line| !line.trim_start().starts_with('}'));
+        let called: Vec<&str> = body
+            .flat_map(|line| line.split("::").skip(1))
+            .filter_map(|after| after.split(|c: char| !c.is_alphanumeric() && c != '_').next())
+            .filter(|name| !name.is_empty())
+            .collect();
+        let defines = |file: &File| called.iter().any(|name| has_word(&file.text, name));
+        let mut bodies = tree.files.iter().filter(|other| includes.contains(&other.path) && defines(other));
+        if !names_grid(&above) && !bodies.any(|other| names_grid(&head(other))) {
             findings.push(
                 file.error(number, "say the kernel's grid and what one CTA does in a comment above it"),
             );
@@ -91,6 +118,20 @@ pub fn samples() -> Vec<(&'static str, &'static str, String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_entry_is_explained_where_its_body_is() {
+        let entry =
+            "// Entries.\n#include \"../a/body.cuh\"\n__global__ void f(P p) {\n    kv8::body(p);\n}\n";
+        let body = "// Grid: (x). A CTA does a row.\nvoid body(P p);\n";
+        let check = |body: &str| {
+            let files = vec![File::new("cuda/a/body.cuh", body), File::new("cuda/b/entries.cu", entry)];
+            let tree = Tree { files, paths: Default::default() };
+            tree.files.iter().map(|file| kernel_grid(file, &tree).len()).sum::<usize>()
+        };
+        assert_eq!(check(body), 0);
+        assert_eq!(check("// Does a row.\nvoid body(P p);\n"), 1);
+    }
 
     #[test]
     fn ptx_is_at_home_in_its_file() {

@@ -25,22 +25,6 @@ fn targets(line: &str) -> Vec<&str> {
     targets
 }
 
-/// A path relative to the folder of `from`, with `.` and `..` resolved.
-fn resolve(from: &str, target: &str) -> String {
-    let folder = from.rsplit_once('/').map_or("", |(folder, _)| folder);
-    let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();
-    for part in target.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            part => parts.push(part),
-        }
-    }
-    parts.join("/")
-}
-
 fn link(file: &File, tree: &Tree) -> Vec<Finding> {
     if file.kind != Kind::Markdown {
         return Vec::new();
@@ -57,7 +41,7 @@ fn link(file: &File, tree: &Tree) -> Vec<Finding> {
             if in_code || is_remote || path.is_empty() {
                 continue;
             }
-            let resolved = resolve(&file.path, path);
+            let resolved = file.resolve(path);
             if !tree.contains(&resolved) {
                 findings
                     .push(file.error(number, format!("{target} leads to {resolved}, which does not exist")));
@@ -81,7 +65,9 @@ fn doc_mention(file: &File, tree: &Tree) -> Vec<Finding> {
                 mention.find(|c: char| !c.is_alphanumeric() && !"/-_.".contains(c)).unwrap_or(mention.len());
             let name = mention.get(..end).unwrap_or("").trim_end_matches('.');
             let is_inner = before.ends_with(|c: char| c.is_alphanumeric() || c == '/' || c == '.');
-            if name.ends_with(".md") && !is_inner && !tree.contains(name) {
+            // Targets of Markdown links are the other rule's.
+            let is_target = file.kind == Kind::Markdown && before.ends_with("](");
+            if name.ends_with(".md") && !is_inner && !is_target && !tree.contains(name) {
                 findings.push(file.error(number, format!("{name} does not exist")));
             }
         }

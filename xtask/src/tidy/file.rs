@@ -66,6 +66,22 @@ impl File {
         self.path.rsplit('/').next().unwrap_or(&self.path)
     }
 
+    /// A path that this file names relative to its own folder, as a path from the root, `.` and `..` resolved.
+    pub fn resolve(&self, target: &str) -> String {
+        let folder = self.path.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();
+        for part in target.split('/') {
+            match part {
+                "" | "." => {}
+                ".." => {
+                    parts.pop();
+                }
+                part => parts.push(part),
+            }
+        }
+        parts.join("/")
+    }
+
     /// An error at a line (counted from 1).
     pub fn error(&self, line: usize, message: impl Into<String>) -> Finding {
         Finding { path: self.path.clone(), line, severity: Severity::Error, message: message.into() }

@@ -56,7 +56,7 @@ impl Backend for CpuBackend {
     }
 
     fn arithmetic(&self, spec: &DecodeSpec, plan: &SplitPlan) -> Arithmetic {
-        Arithmetic::f32(spec, plan)
+        Arithmetic::host(spec, plan)
     }
 
     fn open<'a>(

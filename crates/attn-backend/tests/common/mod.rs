@@ -48,6 +48,7 @@ pub struct Faulty {
 }
 
 impl Faulty {
+    #[allow(dead_code, reason = "each test program uses some")]
     pub fn new(name: &'static str, fault: Fault, rank: u32) -> Arc<Self> {
         Arc::new(Self { name, fault, rank, opened: AtomicUsize::new(0) })
     }

@@ -7,11 +7,13 @@
 mod append;
 mod decode;
 mod paged_cache;
+mod stream;
 
 pub use append::{AppendParams, DequantizeParams};
 pub use attn_plan::{NO_PARTIAL, WorkItem};
 pub use decode::DecodeParams;
 pub use paged_cache::{ErrorKind, ErrorRecord, PagedCache, Plane};
+pub use stream::StreamParams;
 
 /// Asserts size, alignment and field offsets of a twin.
 macro_rules! assert_layout {

@@ -7,6 +7,7 @@
 use core::ffi::{CStr, c_char, c_int, c_void};
 
 use super::error::DriverError;
+use super::launch::LaunchConfig;
 
 // The symbols come from here, not from a library.
 use cuda_shim as _;
@@ -37,7 +38,6 @@ unsafe extern "C" {
     pub fn cuMemcpyDtoH_v2(to: *mut c_void, from: u64, bytes: usize) -> u32;
     pub fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, stream: Handle) -> u32;
     pub fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, stream: Handle) -> u32;
-    pub fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: Handle) -> u32;
     pub fn cuMemsetD8Async(address: u64, value: u8, count: usize, stream: Handle) -> u32;
 
     pub fn cuStreamCreate(stream: *mut Handle, flags: u32) -> u32;
@@ -73,7 +73,6 @@ unsafe extern "C" {
         block_threads: c_int,
         dynamic_shared_bytes: usize,
     ) -> u32;
-    #[allow(clippy::too_many_arguments, reason = "the driver's signature")]
     pub fn cuLaunchKernel(
         function: Handle,
         grid_x: u32,
@@ -84,6 +83,12 @@ unsafe extern "C" {
         block_z: u32,
         shared_bytes: u32,
         stream: Handle,
+        params: *mut *mut c_void,
+        extra: *mut *mut c_void,
+    ) -> u32;
+    pub fn cuLaunchKernelEx(
+        config: *const LaunchConfig,
+        function: Handle,
         params: *mut *mut c_void,
         extra: *mut *mut c_void,
     ) -> u32;

@@ -12,11 +12,48 @@ use super::stream::Stream;
 pub struct LaunchShape {
     /// Blocks along x, y and z.
     pub grid: [u32; 3],
-    /// Threads of a block, along x.
-    pub block_threads: u32,
+    /// Threads of a block along x and y.
+    pub block: [u32; 2],
     /// Dynamic shared memory of a block, in bytes.
     pub shared_bytes: u32,
 }
+
+/// When a launch may begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// After all earlier work of the stream.
+    AfterPrevious,
+    /// As soon as the kernel before it lets it (programmatic dependent launch), where device and driver have that; the
+    /// kernel must wait for the results of the one before by itself. Elsewhere as `AfterPrevious`.
+    Overlapping,
+}
+
+/// The driver's launch configuration (`CUlaunchConfig`).
+#[repr(C)]
+pub(crate) struct LaunchConfig {
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared_bytes: u32,
+    stream: driver::Handle,
+    attributes: *mut LaunchAttribute,
+    num_attributes: u32,
+}
+
+/// `CUlaunchAttribute`: a number, and a value of 64 bytes of which this one uses the first four.
+#[repr(C)]
+pub(crate) struct LaunchAttribute {
+    id: u32,
+    _pad: u32,
+    value: [u32; 16],
+}
+
+const _: () = assert!(size_of::<LaunchAttribute>() == 72 && size_of::<LaunchConfig>() == 56);
+
+const PROGRAMMATIC_STREAM_SERIALIZATION: u32 = 6;
+/// First version in which such launches can be captured into a graph.
+const OVERLAP_DRIVER: u32 = 12_030;
+/// First architecture that has them.
+const OVERLAP_SM: u32 = 90;
 
 /// Blocks along x at most; along y and z 65535.
 const MAX_GRID_X: u32 = i32::MAX.cast_unsigned();
@@ -37,12 +74,33 @@ impl Kernel {
         &self,
         shape: LaunchShape,
         params: &P,
+        order: Order,
         stream: &Stream,
     ) -> Result<(), DeviceError> {
         self.check_shape(shape)?;
         let device = self.device();
         let _current = device.enter()?;
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast()];
+        let facts = device.facts();
+        if order == Order::Overlapping && facts.sm >= OVERLAP_SM && facts.driver_version >= OVERLAP_DRIVER {
+            let mut value = [0; 16];
+            value[0] = 1;
+            let mut attribute = LaunchAttribute { id: PROGRAMMATIC_STREAM_SERIALIZATION, _pad: 0, value };
+            let config = LaunchConfig {
+                grid: shape.grid,
+                block: [shape.block[0], shape.block[1], 1],
+                shared_bytes: shape.shared_bytes,
+                stream: stream.handle(),
+                attributes: &raw mut attribute,
+                num_attributes: 1,
+            };
+            let (config, function) = (&raw const config, self.handle());
+            // SAFETY: as below; the configuration and its one attribute live through the call.
+            let code = unsafe {
+                driver::cuLaunchKernelEx(config, function, arguments.as_mut_ptr(), std::ptr::null_mut())
+            };
+            return device.check("cuLaunchKernelEx", code);
+        }
         let [grid_x, grid_y, grid_z] = shape.grid;
         // SAFETY: the function is loaded in the current context, the driver copies the one argument before it returns,
         // and what the argument points at is the caller's word.
@@ -52,8 +110,8 @@ impl Kernel {
                 grid_x,
                 grid_y,
                 grid_z,
-                shape.block_threads,
-                1,
+                shape.block[0],
+                shape.block[1],
                 1,
                 shape.shared_bytes,
                 stream.handle(),
@@ -73,11 +131,9 @@ impl Kernel {
                 "grid {x} x {y} x {z}; at most {MAX_GRID_X} x {MAX_GRID_YZ} x {MAX_GRID_YZ}, none 0"
             ));
         }
-        if shape.block_threads == 0 || shape.block_threads > facts.max_block_threads {
-            return refuse(format!(
-                "{} threads a block; at most {}",
-                shape.block_threads, facts.max_block_threads
-            ));
+        let threads = u64::from(shape.block[0]) * u64::from(shape.block[1]);
+        if threads == 0 || threads > u64::from(facts.max_block_threads) {
+            return refuse(format!("{threads} threads a block; at most {}", facts.max_block_threads));
         }
         if shape.shared_bytes > facts.max_dynamic_shared_bytes {
             return refuse(format!(

@@ -6,19 +6,27 @@
 //!
 //! `driver` and `launch` hold the calls; the rest is safe.
 
+mod append;
+mod cache;
 mod context;
+mod decode;
 pub(crate) mod driver;
 mod error;
 mod graph;
 mod launch;
 mod memory;
 mod module;
+mod report;
 mod stream;
 
+pub use append::{AppendArgs, CacheKernels, DequantizeArgs, StreamKernels};
+pub use cache::{CacheArgs, PageRowsArgs, PageTableArgs};
 pub use context::CudaDevice;
+pub use decode::{DecodeArgs, Decoder, PlanArgs};
 pub use error::{DeviceError, DeviceReport, DriverError};
 pub use graph::Graph;
-pub use launch::LaunchShape;
+pub use launch::{LaunchShape, Order};
 pub use memory::{DeviceBuffer, DeviceView, PinnedBuffer};
 pub use module::{Kernel, KernelFacts, Kernels};
+pub use report::ErrorReport;
 pub use stream::{Event, Stream};

@@ -1,24 +1,43 @@
 //! The kernel image on a device, and the functions in it.
 
 use core::ffi::{CStr, c_int, c_void};
+use std::borrow::Cow;
 use std::ffi::CString;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cust::sys::{CUfunction_attribute_enum as Attribute, CUjit_option_enum as JitOption};
 
 use super::context::CudaDevice;
 use super::driver::{self, Handle};
-use super::error::{DeviceError, DriverError};
-use crate::image;
+use super::error::DeviceError;
+use crate::image::{self, ImageError, Unit};
 use crate::probe::Unavailable;
 
 const CUDA_ERROR_NO_BINARY_FOR_GPU: u32 = 209;
+const CUDA_ERROR_NOT_FOUND: u32 = 500;
 const CUDA_ERROR_UNSUPPORTED_PTX_VERSION: u32 = 222;
 
-/// The image, loaded. Clones share it; it is unloaded with the last clone and the last [`Kernel`] from it.
+/// The kernel image on a device. A unit of it is loaded when the first of its kernels is asked for, so a program pays
+/// for what it uses. Clones share what is loaded; a unit goes with the last clone and the last [`Kernel`] from it.
 #[derive(Clone, Debug)]
 pub struct Kernels {
-    module: Arc<Module>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    device: CudaDevice,
+    bytes: Cow<'static, [u8]>,
+    units: Units,
+    /// One place a unit.
+    loaded: Mutex<Vec<Option<Arc<Module>>>>,
+}
+
+#[derive(Debug)]
+enum Units {
+    Table(&'static [Unit]),
+    /// All bytes are one unit, whose kernels are not known beforehand.
+    One,
 }
 
 #[derive(Debug)]
@@ -54,7 +73,7 @@ pub struct KernelFacts {
 pub struct Kernel {
     module: Arc<Module>,
     handle: FunctionHandle,
-    symbol: &'static str,
+    symbol: Arc<str>,
     facts: KernelFacts,
 }
 
@@ -67,85 +86,77 @@ unsafe impl Send for FunctionHandle {}
 unsafe impl Sync for FunctionHandle {}
 
 impl Kernels {
-    /// Loads the embedded image.
+    /// The embedded image. Loads nothing yet.
     ///
     /// # Errors
-    /// [`DeviceError::Image`] if there is none or it is stale; [`DeviceError::Unavailable`] if it has no code for the
-    /// device or the driver is too old for it; [`DeviceError::ImageRefused`] otherwise.
-    pub fn load(device: &CudaDevice) -> Result<Self, DeviceError> {
+    /// [`DeviceError::Image`] if there is none or it is stale.
+    pub fn embedded(device: &CudaDevice) -> Result<Self, DeviceError> {
         let image = image::embedded()?;
-        // SAFETY: the build tool made the image, and its hash was compared with these sources'.
-        unsafe { Self::from_fatbin(device, image.fatbin) }
+        Ok(Self::new(device, Cow::Borrowed(image.bytes), Units::Table(image.units), image.units.len()))
     }
 
-    /// Loads an image given as bytes (fatbin or cubin).
+    /// An image given as bytes: one fatbin or cubin.
     ///
     /// # Safety
-    /// The bytes are a well-formed image: the driver reads it by its own length fields.
-    ///
-    /// # Errors
-    /// As [`Self::load`].
-    pub unsafe fn from_fatbin(device: &CudaDevice, fatbin: &[u8]) -> Result<Self, DeviceError> {
-        let _current = device.enter()?;
-        let mut handle = std::ptr::null_mut();
-        let mut log = [0_u8; 4096];
-        let mut options =
-            [JitOption::CU_JIT_ERROR_LOG_BUFFER as u32, JitOption::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES as u32];
-        // The driver takes a number in a pointer's place here, by value.
-        let mut values: [*mut c_void; 2] =
-            [log.as_mut_ptr().cast(), std::ptr::without_provenance_mut(log.len())];
-        // SAFETY: the image is well-formed by the caller's word; the two options and values match, and the log lives
-        // through the call.
-        let code = unsafe {
-            driver::cuModuleLoadDataEx(
-                &raw mut handle,
-                fatbin.as_ptr().cast(),
-                2,
-                options.as_mut_ptr(),
-                values.as_mut_ptr(),
-            )
-        };
-        let needs = image::needs();
-        match device.check("cuModuleLoadData", code) {
-            Ok(()) => Ok(Self { module: Arc::new(Module { device: device.clone(), handle }) }),
-            Err(DeviceError::Driver(error)) => Err(match error.code {
-                CUDA_ERROR_NO_BINARY_FOR_GPU => {
-                    Unavailable::UnsupportedArch { found: device.facts().sm, supported: needs.supported }
-                        .into()
-                }
-                CUDA_ERROR_UNSUPPORTED_PTX_VERSION => Unavailable::DriverTooOld {
-                    found: device.facts().driver_version,
-                    needed: needs.driver_version_for_ptx,
-                }
-                .into(),
-                _ => {
-                    let log = CStr::from_bytes_until_nul(&log).unwrap_or_default();
-                    DeviceError::ImageRefused { error, log: log.to_string_lossy().trim().to_owned() }
-                }
-            }),
-            Err(other) => Err(other),
-        }
+    /// The bytes are well-formed: the driver reads them by their own length fields.
+    #[must_use]
+    pub unsafe fn from_fatbin(device: &CudaDevice, fatbin: Vec<u8>) -> Self {
+        Self::new(device, Cow::Owned(fatbin), Units::One, 1)
     }
 
-    /// The device that the image is loaded on.
+    fn new(device: &CudaDevice, bytes: Cow<'static, [u8]>, units: Units, num_units: usize) -> Self {
+        let loaded = Mutex::new(vec![None; num_units]);
+        Self { shared: Arc::new(Shared { device: device.clone(), bytes, units, loaded }) }
+    }
+
+    /// The unit that has a kernel, loaded now if it has not been.
+    fn module_of(&self, symbol: &str) -> Result<Arc<Module>, DeviceError> {
+        let Shared { device, bytes, units, loaded } = &*self.shared;
+        let missing = || ImageError::NoSuchKernel { symbol: symbol.to_owned() };
+        let (unit_idx, unit_bytes) = match units {
+            Units::One => (0, &bytes[..]),
+            Units::Table(units) => {
+                let unit_idx =
+                    units.iter().position(|unit| unit.symbols.contains(&symbol)).ok_or_else(missing)?;
+                (unit_idx, bytes.get(units[unit_idx].range.clone()).ok_or_else(missing)?)
+            }
+        };
+        let mut loaded = loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = loaded.get_mut(unit_idx).ok_or_else(missing)?;
+        if let Some(module) = place {
+            return Ok(Arc::clone(module));
+        }
+        // SAFETY: the bytes are the build tool's, tied to these sources by their hash, or well-formed by the word of
+        // whoever called `from_fatbin`.
+        let module = Arc::new(unsafe { Module::load(device, unit_bytes) }?);
+        *place = Some(Arc::clone(&module));
+        Ok(module)
+    }
+
+    /// The device that the image is for.
     #[must_use]
     pub fn device(&self) -> &CudaDevice {
-        &self.module.device
+        &self.shared.device
     }
 
-    /// Looks a function up by its symbol and opts it into all the shared memory that the device has.
+    /// Looks a kernel up by its symbol, loads its unit if need be, and opts it into all the shared memory that the
+    /// device has. Once a kernel: keep the answer.
     ///
     /// # Errors
-    /// [`DeviceError::Driver`] with code 500 if the image has no such symbol.
-    pub fn get(&self, symbol: &'static str) -> Result<Kernel, DeviceError> {
-        let device = &self.module.device;
+    /// [`ImageError::NoSuchKernel`]; [`DeviceError::Unavailable`] if the unit has no code for the device or the driver is
+    /// too old for it; [`DeviceError::ImageRefused`] if the driver does not take it for another reason.
+    pub fn get(&self, symbol: &str) -> Result<Kernel, DeviceError> {
+        let device = &self.shared.device;
+        let missing = || ImageError::NoSuchKernel { symbol: symbol.to_owned() };
+        let module = self.module_of(symbol)?;
         let _current = device.enter()?;
-        let not_found =
-            |_| DriverError { code: 500, name: "CUDA_ERROR_NOT_FOUND", call: "cuModuleGetFunction" };
-        let name = CString::new(symbol).map_err(not_found)?;
+        let name = CString::new(symbol).map_err(|_| missing())?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: writes one handle; the module is loaded and the name is a C string.
-        let code = unsafe { driver::cuModuleGetFunction(&raw mut handle, self.module.handle, name.as_ptr()) };
+        let code = unsafe { driver::cuModuleGetFunction(&raw mut handle, module.handle, name.as_ptr()) };
+        if code == CUDA_ERROR_NOT_FOUND {
+            return Err(missing().into());
+        }
         device.check("cuModuleGetFunction", code)?;
         let attribute = |which: Attribute| -> Result<u32, DeviceError> {
             let mut value: c_int = 0;
@@ -171,7 +182,53 @@ impl Kernels {
             max_block_threads: attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
             binary_version: attribute(Attribute::CU_FUNC_ATTRIBUTE_BINARY_VERSION)?,
         };
-        Ok(Kernel { module: Arc::clone(&self.module), handle: FunctionHandle(handle), symbol, facts })
+        Ok(Kernel { module, handle: FunctionHandle(handle), symbol: symbol.into(), facts })
+    }
+}
+
+impl Module {
+    /// # Safety
+    /// The bytes are one well-formed fatbin or cubin.
+    unsafe fn load(device: &CudaDevice, bytes: &[u8]) -> Result<Self, DeviceError> {
+        let _current = device.enter()?;
+        let mut handle = std::ptr::null_mut();
+        let mut log = [0_u8; 4096];
+        let mut options =
+            [JitOption::CU_JIT_ERROR_LOG_BUFFER as u32, JitOption::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES as u32];
+        // The driver takes a number in a pointer's place here, by value.
+        let mut values: [*mut c_void; 2] =
+            [log.as_mut_ptr().cast(), std::ptr::without_provenance_mut(log.len())];
+        // SAFETY: the image is well-formed by the caller's word; the two options and values match, and the log lives
+        // through the call.
+        let code = unsafe {
+            driver::cuModuleLoadDataEx(
+                &raw mut handle,
+                bytes.as_ptr().cast(),
+                2,
+                options.as_mut_ptr(),
+                values.as_mut_ptr(),
+            )
+        };
+        let needs = image::needs();
+        match device.check("cuModuleLoadData", code) {
+            Ok(()) => Ok(Self { device: device.clone(), handle }),
+            Err(DeviceError::Driver(error)) => Err(match error.code {
+                CUDA_ERROR_NO_BINARY_FOR_GPU => {
+                    Unavailable::UnsupportedArch { found: device.facts().sm, supported: needs.supported }
+                        .into()
+                }
+                CUDA_ERROR_UNSUPPORTED_PTX_VERSION => Unavailable::DriverTooOld {
+                    found: device.facts().driver_version,
+                    needed: needs.driver_version_for_ptx,
+                }
+                .into(),
+                _ => {
+                    let log = CStr::from_bytes_until_nul(&log).unwrap_or_default();
+                    DeviceError::ImageRefused { error, log: log.to_string_lossy().trim().to_owned() }
+                }
+            }),
+            Err(other) => Err(other),
+        }
     }
 }
 
@@ -187,8 +244,8 @@ impl Drop for Module {
 impl Kernel {
     /// The symbol in the image.
     #[must_use]
-    pub fn symbol(&self) -> &'static str {
-        self.symbol
+    pub fn symbol(&self) -> &str {
+        &self.symbol
     }
 
     /// What the loaded code uses.

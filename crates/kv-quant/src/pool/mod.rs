@@ -6,6 +6,7 @@
 mod append_slots;
 mod cache_pool;
 mod error;
+mod page_append;
 mod page_pool;
 mod sequence;
 

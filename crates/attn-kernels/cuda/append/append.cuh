@@ -1,0 +1,130 @@
+// Append: quantizes new K and V and scatters codes and scales to their slots.
+//
+// Grid: x covers (token, kv head) pairs, pairs_per_block(head_dim) a block, 256 threads. A row of head_dim channels is held by
+// row_lanes(head_dim) neighbouring lanes, 8 channels each (lanes past the row idle); each does K, then V, of its pair.
+// Nothing of a (token, head, plane) is written unless all of it can be.
+#pragma once
+#include <cfloat>
+
+#include "../cache/paged_cache.cuh"
+#include "../common/warp.cuh"
+#include "../params/append.h"
+#include "../quant/scale.cuh"
+
+namespace kv8 {
+
+constexpr uint32_t kAppendThreads = 256;
+constexpr uint32_t kLaneChannels = 8;
+
+// Lanes that hold a row: head_dim / 8 rounded up to a power of two.
+__device__ __forceinline__ uint32_t row_lanes(uint32_t head_dim) {
+    const uint32_t lanes = head_dim / kLaneChannels;
+    return lanes <= 8 ? 8u : (lanes <= 16 ? 16u : 32u);
+}
+
+__device__ __forceinline__ void load_channels(uint64_t base, uint64_t element, uint32_t type, float (&x)[8]) {
+    const uint64_t address = base + element * float_bytes(type);
+    if ((address & 15) == 0) {
+        load_float8(reinterpret_cast<const uint8_t*>(address), type, x);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] = load_float(reinterpret_cast<const void*>(base), element + i, type);
+}
+
+struct RowPlace {
+    uint32_t token_idx, head_idx, plane_idx;
+    uint32_t page, slot;
+    bool writable;  // this row exists and its slot is in range
+};
+
+// Quantizes and stores one row of one plane. All lanes of the warp take part.
+__device__ __forceinline__ void append_row(const AppendParams& p, const RowPlace& place, const float (&x)[8], uint32_t lane_in_row,
+                                           uint32_t lanes) {
+    const bool is_v = place.plane_idx != 0;
+    const Plane& codes = is_v ? p.cache.v_codes : p.cache.k_codes;
+    const Plane& scales = is_v ? p.cache.v_scales : p.cache.k_scales;
+    const uint32_t group_len = is_v ? p.cache.v_group_len : p.cache.k_group_len;
+    const uint32_t channel = lane_in_row * kLaneChannels;
+    const bool inside = channel < p.cache.head_dim;
+
+    float amax = 0.0f;
+    uint32_t non_finite = 8;
+#pragma unroll
+    for (int i = 7; i >= 0; --i) {
+        const float magnitude = fabsf(x[i]);
+        if (!(magnitude <= FLT_MAX)) non_finite = i;
+        amax = fmaxf(amax, magnitude);
+    }
+    // A group of no power of two is the whole head: the maximum over all lanes of the row, idle ones holding 0.
+    const uint32_t group_lanes = group_len >= p.cache.head_dim ? lanes : group_len / kLaneChannels;
+    amax = segment_max(amax, group_lanes);
+    const bool finite = amax <= FLT_MAX;
+    const uint32_t bits = finite ? round_up_scale(amax, p.cache.scale_type) : 0u;
+    const float scale = scale_bits_to_f32(bits, p.cache.scale_type);
+    const bool overflow = finite && !(scale <= FLT_MAX);
+
+    const uint32_t row_first = (threadIdx.x % 32) / lanes * lanes;
+    const uint32_t row_mask = lanes == 32 ? kFullWarp : ((1u << lanes) - 1) << row_first;
+    const uint32_t bad = __ballot_sync(kFullWarp, place.writable && inside && (non_finite < 8 || overflow)) & row_mask;
+    if (bad != 0 && !mutant(22)) {
+        if (threadIdx.x % 32 == __ffs(bad) - 1) {
+            const uint32_t kind = non_finite < 8 ? kErrorNonFinite : kErrorScaleOverflow;
+            const uint32_t at = non_finite < 8 ? channel + non_finite : channel / group_len * group_len;
+            report_error(p.error, kind, place.token_idx, place.head_idx, at, 0, place.plane_idx);
+        }
+        return;
+    }
+    if (!place.writable || !inside) return;
+
+    uint32_t words[2] = {0, 0};
+    if (amax != 0.0f) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) words[i / 4] |= (static_cast<uint32_t>(round_code(x[i], scale)) & 0xffu) << (i % 4 * 8);
+    }
+    int8_t* code_row = reinterpret_cast<int8_t*>(codes.base) + plane_offset(codes, place.page, place.slot, place.head_idx);
+    *reinterpret_cast<uint2*>(code_row + channel) = make_uint2(words[0], words[1]);
+    if (channel % group_len == 0) {
+        const uint64_t element = plane_offset(scales, place.page, place.slot, place.head_idx) + channel / group_len;
+        if (p.cache.scale_type == kScaleF32) {
+            reinterpret_cast<uint32_t*>(scales.base)[element] = bits;
+        } else {
+            reinterpret_cast<uint16_t*>(scales.base)[element] = static_cast<uint16_t>(bits);
+        }
+    }
+}
+
+__device__ __forceinline__ void append(const AppendParams& p) {
+    const uint32_t lanes = row_lanes(p.cache.head_dim);
+    const uint64_t pair = static_cast<uint64_t>(blockIdx.x) * (kAppendThreads / lanes) + threadIdx.x / lanes;
+    const uint32_t lane_in_row = threadIdx.x % lanes;
+    const uint32_t channel = lane_in_row * kLaneChannels;
+    const uint64_t num_pairs = static_cast<uint64_t>(p.num_tokens) * p.cache.num_kv_heads;
+    const bool exists = pair < num_pairs;
+    const uint32_t token = exists ? static_cast<uint32_t>(pair / p.cache.num_kv_heads) : 0;
+    const uint32_t head = exists ? static_cast<uint32_t>(pair % p.cache.num_kv_heads) : 0;
+
+    float k[8] = {}, v[8] = {};
+    if (exists && channel < p.cache.head_dim) {
+        const uint64_t in_token = static_cast<uint64_t>(head) * p.cache.head_dim + channel;
+        load_channels(p.k, token * p.k_token_stride + in_token, p.input_type, k);
+        load_channels(p.v, token * p.v_token_stride + in_token, p.input_type, v);
+    }
+    const int64_t slot = exists ? reinterpret_cast<const int64_t*>(p.slot_mapping)[token] : -1;
+    const int64_t num_slots = static_cast<int64_t>(p.cache.num_pages) * p.cache.page_len;
+    const bool in_range = slot >= 0 && slot < num_slots;
+    if (exists && slot != -1 && !in_range && lane_in_row == 0) {
+        report_error(p.error, kErrorSlotOutOfRange, token, head, 0, slot, 0);
+    }
+    const uint32_t shift = page_shift(p.cache);
+    RowPlace place{token, head, 0, 0, 0, exists && in_range};
+    if (place.writable) {
+        place.page = static_cast<uint32_t>(slot >> shift);
+        place.slot = static_cast<uint32_t>(slot) & ((1u << shift) - 1);
+    }
+    append_row(p, place, k, lane_in_row, lanes);
+    place.plane_idx = 1;
+    append_row(p, place, v, lane_in_row, lanes);
+}
+
+}  // namespace kv8

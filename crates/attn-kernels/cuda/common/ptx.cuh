@@ -1,0 +1,133 @@
+// Every inline PTX of the kernels, one function an instruction. No arithmetic decisions here.
+#pragma once
+#include <cstdint>
+
+namespace kv8::ptx {
+
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Keeps a value in its register: the compiler may not work it out again inside a loop to save one.
+__device__ __forceinline__ void keep(uint32_t& x) { asm volatile("" : "+r"(x)); }
+template <class P>
+__device__ __forceinline__ void keep(const P*& x) {
+    asm volatile("" : "+l"(x));
+}
+
+// A row offset that says: there is nothing to read.
+constexpr uint32_t kNowhere = 0xffffffffu;
+
+// Copies BYTES from global to shared memory; if `offset` is kNowhere, writes zeros and reads nothing.
+template <int BYTES>
+__device__ __forceinline__ void cp_async(uint32_t dst, const void* src, uint32_t offset) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16);
+    if constexpr (BYTES == 16) {
+        asm volatile(
+            "{ .reg .pred nowhere; setp.eq.u32 nowhere, %2, 0xffffffff;\n"
+            "  cp.async.cg.shared.global.L2::128B [%0], [%1], 16, nowhere; }" ::"r"(dst),
+            "l"(src), "r"(offset)
+            : "memory");
+    } else {
+        asm volatile(
+            "{ .reg .pred nowhere; setp.eq.u32 nowhere, %3, 0xffffffff;\n"
+            "  cp.async.ca.shared.global [%0], [%1], %2, nowhere; }" ::"r"(dst),
+            "l"(src), "n"(BYTES), "r"(offset)
+            : "memory");
+    }
+}
+
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int PENDING>
+__device__ __forceinline__ void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+// d[16 x 8] += a[16 x 16] * b[16 x 8], f16 operands, f32 accumulator.
+__device__ __forceinline__ void mma_16x8x16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                            uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Transposes an 8 x 8 matrix of 16-bit values held two a lane. Lanes must be converged.
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t x) {
+    uint32_t y;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
+}
+
+// 2^x, relative error at most 2^-22, subnormal results kept.
+__device__ __forceinline__ float ex2_approx(float x) {
+    float y;
+    asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// The same with results below 2^-126 flushed to zero: two instructions fewer.
+__device__ __forceinline__ float ex2_approx_ftz(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// (x & MASK) ^ FLIP in one instruction.
+template <uint32_t MASK, uint32_t FLIP>
+__device__ __forceinline__ uint32_t mask_flip(uint32_t x) {
+    uint32_t y;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(y) : "r"(x), "n"(MASK), "n"(FLIP));
+    return y;
+}
+
+// 1 / x, error at most 1 ulp.
+__device__ __forceinline__ float rcp_approx(float x) {
+    float y;
+    asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// (low, high) rounded to f16, packed.
+__device__ __forceinline__ uint32_t pack_f16x2(float low, float high) {
+    uint32_t y;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+
+__device__ __forceinline__ uint32_t sub_f16x2(uint32_t a, uint32_t b) {
+    uint32_t y;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+
+__device__ __forceinline__ uint32_t mul_f16x2(uint32_t a, uint32_t b) {
+    uint32_t y;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+
+// Lets the next kernel of the stream begin (programmatic dependent launch). Nothing happens without that launch attribute.
+__device__ __forceinline__ void launch_dependents() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Waits until the kernel before has ended and its writes are visible.
+__device__ __forceinline__ void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// 16 bytes that will not be read again.
+__device__ __forceinline__ uint4 load_streaming(const void* src) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(src));
+    return v;
+}
+
+}  // namespace kv8::ptx

@@ -1,0 +1,386 @@
+// The products of stage 1 on the tensor cores: S^T = K Q^T and O^T = V^T P^T with m16n8k16, f16 operands, f32 sums.
+//
+// Tokens are the rows of K's product and the depth of V's, query rows are the columns of both, so GQA groups of any size waste
+// only columns. Fragments come straight from shared memory with wide loads: a lane reads consecutive channels of its K rows
+// (the order of the channels along the depth is free, q follows it), and for V the same 4 to 16 channels of the four tokens of
+// its fragment, which a byte permute turns into token pairs: no transposing loads. Operand rounding: docs/kernel-error.md.
+#pragma once
+#include "../common/mutant.cuh"
+#include "../params/decode.h"
+#include "../quant/dequant.cuh"
+#include "../quant/normalize.cuh"
+#include "query_rows.cuh"
+#include "traits.cuh"
+
+namespace kv8 {
+
+// Where the f16 scales of a tile are read from.
+struct ScaleSource {
+    const uint8_t* rows;
+    int pitch;
+    uint32_t misaligned;  // rows that start two bytes later
+    uint32_t shift;       // channel >> shift is the group
+
+    __device__ __forceinline__ uint32_t one(uint32_t row, uint32_t channel) const {
+        const uint8_t* at = rows + row * pitch + (channel >> shift) * 2 + (misaligned >> row & 1) * 2;
+        return *reinterpret_cast<const uint16_t*>(at);
+    }
+
+    // Scales of channels [channel, channel + 8) and [channel + 8, channel + 16), packed.
+    template <Groups GROUPS>
+    __device__ __forceinline__ uint32_t pair(uint32_t row, uint32_t channel) const {
+        if constexpr (GROUPS == Groups::k8) {
+            return *reinterpret_cast<const uint32_t*>(rows + row * pitch + channel / 8 * 2);
+        } else if constexpr (GROUPS == Groups::k16Up) {
+            return one(row, channel) * 0x10001u;
+        } else {
+            return one(row, channel) | one(row, channel + 8) << 16;
+        }
+    }
+
+    // Scale of up to 8 channels, twice.
+    template <Groups GROUPS>
+    __device__ __forceinline__ uint32_t single(uint32_t row, uint32_t channel) const {
+        if constexpr (GROUPS == Groups::k8) {
+            return *reinterpret_cast<const uint16_t*>(rows + row * pitch + channel / 8 * 2) * 0x10001u;
+        } else {
+            return one(row, channel) * 0x10001u;
+        }
+    }
+};
+
+__device__ __forceinline__ uint32_t low_twice(uint32_t pair) { return __byte_perm(pair, pair, 0x1010); }
+__device__ __forceinline__ uint32_t high_twice(uint32_t pair) { return __byte_perm(pair, pair, 0x3232); }
+
+template <class T>
+struct MmaArithmetic {
+    static constexpr int kRowTiles = T::kRowTiles;
+    static constexpr int kQuerySteps = T::kQueryInShared ? 1 : T::kKSteps;
+    static constexpr int kPackedGroups = T::kGroups == Groups::k8 ? T::kMaxGroups : 0;
+
+    float out[T::kVTiles][kRowTiles][4];
+    uint2 query[kQuerySteps][kRowTiles];
+    const uint2* shared_query;
+    float factor[kRowTiles][2];    // softmax_scale * log2(e), with the row's power of two unless scales are normalized
+    int exponent[kRowTiles][2];    // the row's power of two, where it is kept apart
+    uint32_t lane, row, column;    // row = lane / 4, column = lane % 4
+    uint32_t k_shift, v_shift, k_groups, v_groups, scale_type;
+    uint8_t* normal;               // this warp's scratch for normalized scales
+    int* exponents;
+    ScaleSource values;            // V scales of the tile at hand
+
+    __device__ __forceinline__ MmaArithmetic(const DecodeParams& p, uint32_t lane_idx, uint8_t* warp_shared, uint8_t* query_shared)
+        : shared_query(reinterpret_cast<const uint2*>(query_shared)),
+          lane(lane_idx),
+          row(lane_idx / 4),
+          column(lane_idx % 4),
+          k_shift(group_shift(T::kHeadDim, p.cache.k_group_len)),
+          v_shift(group_shift(T::kHeadDim, p.cache.v_group_len)),
+          k_groups(num_groups(T::kHeadDim, p.cache.k_group_len)),
+          v_groups(num_groups(T::kHeadDim, p.cache.v_group_len)),
+          scale_type(known_scale_type(p.cache.scale_type)),
+          normal(warp_shared + T::kNormalAt),
+          exponents(reinterpret_cast<int*>(warp_shared + T::kExponentsAt)) {}
+
+    static __device__ __forceinline__ uint32_t known_scale_type(uint32_t type) {
+        if constexpr (T::kScales == Scales::kF16) return kScaleF16;
+        if constexpr (T::kScales == Scales::kBf16) return kScaleBf16;
+        if constexpr (T::kScales == Scales::kF32) return kScaleF32;
+        return type;
+    }
+
+    // The query rows as they lie in memory. Read before the ring is filled: later they would wait behind its copies.
+    struct RawQuery {
+        uint4 parts[kRowTiles][T::kHeadDim / 32][2];  // 8 channels each; the second half is for f32
+    };
+
+    __device__ __forceinline__ void fetch_query(const DecodeParams& p, const QueryRows& rows, uint32_t request_idx,
+                                                RawQuery& raw) const {
+        const uint32_t unit_bytes = float_bytes(p.q_type);
+#pragma unroll
+        for (int tile = 0; tile < kRowTiles; ++tile) {
+            const uint32_t query_row = rows.first + 8 * tile + row;
+            const bool inside = query_row < rows.total;
+            const uint8_t* q = reinterpret_cast<const uint8_t*>(p.q) +
+                               rows.element(p, request_idx, inside ? query_row : 0) * unit_bytes;
+#pragma unroll
+            for (int part = 0; part < T::kHeadDim / 32; ++part) {
+                constexpr int kParts = T::kKUnitBytes / 8;  // of a unit
+                const uint32_t channel = T::k_channel(part / kParts, column) + 8 * (part % kParts);
+                const uint4* src = reinterpret_cast<const uint4*>(q + channel * unit_bytes);
+                raw.parts[tile][part][0] = raw.parts[tile][part][1] = make_uint4(0, 0, 0, 0);
+                if (inside) {
+                    raw.parts[tile][part][0] = src[0];
+                    if (p.q_type == kFloatF32) raw.parts[tile][part][1] = src[1];
+                }
+            }
+        }
+    }
+
+    // Makes B fragments of the query rows; each row is scaled by a power of two so that its largest magnitude lies in
+    // [2^14, 2^15). Lane `row` of a row tile holds query row `row`.
+    __device__ __forceinline__ void load_query(const DecodeParams& p, const RawQuery& raw, uint32_t warp) {
+        const float scale = p.softmax_scale * 1.4426950408889634f;
+#pragma unroll
+        for (int tile = 0; tile < kRowTiles; ++tile) {
+            float x[T::kKUnits][T::kKUnitBytes];
+            float largest = 0.0f;
+#pragma unroll
+            for (int unit = 0; unit < T::kKUnits; ++unit) {
+#pragma unroll
+                for (int part = 0; part < T::kKUnitBytes / 8; ++part) {
+                    const uint4(&halves)[2] = raw.parts[tile][unit * (T::kKUnitBytes / 8) + part];
+                    float eight[8];
+                    unpack_float8(halves[0], halves[1], p.q_type, eight);
+#pragma unroll
+                    for (int i = 0; i < 8; ++i) {
+                        x[unit][8 * part + i] = eight[i];
+                        largest = fmaxf(largest, fabsf(eight[i]));
+                    }
+                }
+            }
+            largest = segment_max(largest, 4);
+            const int exp = largest > 0.0f && largest <= FLT_MAX ? clamp_int(floor_log2(largest) - 14, -126, 126) : 0;
+            const float shrink = power_of_two(-exp);
+#pragma unroll
+            for (int unit = 0; unit < T::kKUnits; ++unit) {
+#pragma unroll
+                for (int word = 0; word < T::kKWordsPerUnit; ++word) {
+                    const float* four = &x[unit][4 * word];
+                    const uint2 fragment = make_uint2(ptx::pack_f16x2(four[0] * shrink, four[2] * shrink),
+                                                      ptx::pack_f16x2(four[1] * shrink, four[3] * shrink));
+                    const int step = unit * T::kKWordsPerUnit + word;
+                    if constexpr (T::kQueryInShared) {
+                        if (warp == 0) const_cast<uint2*>(shared_query)[(step * kRowTiles + tile) * 32 + lane] = fragment;
+                    } else {
+                        query[step][tile] = fragment;
+                    }
+                }
+            }
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const int row_exp = __shfl_sync(kFullWarp, exp, (2 * column + j) * 4);
+                exponent[tile][j] = row_exp;
+                factor[tile][j] = T::kAlwaysNormalize ? scale : scale * power_of_two(row_exp);
+            }
+        }
+        if constexpr (T::kQueryInShared) __syncthreads();
+    }
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int i = 0; i < T::kVTiles; ++i) {
+#pragma unroll
+            for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) out[i][tile][e] = 0.0f;
+            }
+        }
+    }
+
+    // Scores of the tile's tokens (rows `row` and `row` + 8), base 2, before caps and masks.
+    __device__ __forceinline__ void score(const uint8_t* stage, uint32_t misaligned, float (&scores)[kRowTiles][4]) {
+        ScaleSource source{stage + T::kKScalesAt, T::kKScalePitch, misaligned & 0xffffu, k_shift};
+        uint32_t pairs[T::kKUnits][2];
+        bool normalized = T::kAlwaysNormalize;
+        if constexpr (T::kAlwaysNormalize) {
+            source = normalize(stage + T::kKScalesAt, T::kKScalePitch, source.misaligned, k_groups, k_shift);
+        }
+        load_pairs(source, pairs);
+        if constexpr (!T::kAlwaysNormalize) {
+            bool wide = false;
+#pragma unroll
+            for (int unit = 0; unit < T::kKUnits; ++unit) wide |= holds_wide_scale(pairs[unit][0] | pairs[unit][1]);
+            normalized = __any_sync(kFullWarp, wide);
+            if (normalized) {
+                load_pairs(normalize(source.rows, source.pitch, source.misaligned, k_groups, k_shift), pairs);
+            }
+        }
+#pragma unroll
+        for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) scores[tile][e] = 0.0f;
+        }
+#pragma unroll
+        for (int unit = 0; unit < T::kKUnits; ++unit) {
+            uint32_t words[2][T::kKWordsPerUnit];
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                load_words(stage + T::kKCodesAt + (row + 8 * r) * T::kKPitch + T::k_channel(unit, column), words[r]);
+            }
+#pragma unroll
+            for (int word = 0; word < T::kKWordsPerUnit; ++word) {
+                const int step = unit * T::kKWordsPerUnit + word;
+                const bool high = T::kKWordsPerUnit == 4 && word >= 2;
+                const uint32_t scale0 = high ? high_twice(pairs[unit][0]) : low_twice(pairs[unit][0]);
+                const uint32_t scale1 = high ? high_twice(pairs[unit][1]) : low_twice(pairs[unit][1]);
+                const uint32_t a0 = ptx::mul_f16x2(even_codes(words[0][word]), scale0);
+                const uint32_t a1 = ptx::mul_f16x2(even_codes(words[1][word]), scale1);
+                const uint32_t a2 = ptx::mul_f16x2(odd_codes(words[0][word]), scale0);
+                const uint32_t a3 = ptx::mul_f16x2(odd_codes(words[1][word]), scale1);
+#pragma unroll
+                for (int tile = 0; tile < kRowTiles; ++tile) {
+                    const uint2 b = T::kQueryInShared ? shared_query[(step * kRowTiles + tile) * 32 + lane]
+                                                      : query[step % kQuerySteps][tile];
+                    ptx::mma_16x8x16(scores[tile], a0, a1, a2, a3, b.x, b.y);
+                }
+            }
+        }
+        if constexpr (T::kAlwaysNormalize) {
+            const int token_exponent[2] = {exponents[row], exponents[row + 8]};
+#pragma unroll
+            for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    const int exp = clamp_int(token_exponent[e / 2] + exponent[tile][e % 2], -126, 127);
+                    scores[tile][e] = scores[tile][e] * factor[tile][e % 2] * power_of_two(exp);
+                }
+            }
+        } else {
+#pragma unroll
+            for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) scores[tile][e] *= factor[tile][e % 2];
+            }
+            if (normalized) {
+                const float raise[2] = {power_of_two(exponents[row]), power_of_two(exponents[row + 8])};
+#pragma unroll
+                for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) scores[tile][e] *= raise[e / 2];
+                }
+            }
+        }
+    }
+
+    // Makes the tile's V scales ready. True if they were normalized: then `token_exponents` are the powers of two of tokens
+    // `row` and `row` + 8.
+    __device__ __forceinline__ bool prepare_values(const uint8_t* stage, uint32_t misaligned, int (&token_exponents)[2]) {
+        values = ScaleSource{stage + T::kVScalesAt, T::kVScalePitch, misaligned >> 16, v_shift};
+        bool normalized = T::kAlwaysNormalize;
+        if constexpr (!T::kAlwaysNormalize) {
+            // Each lane looks at half of a row: every scale of the tile is seen once.
+            const uint8_t* own = values.rows + (lane & 15) * T::kVScalePitch;
+            bool wide = false;
+            if constexpr (kPackedGroups > 0) {
+                uint32_t top_bits = 0;
+#pragma unroll
+                for (int i = 0; i < kPackedGroups / 4; ++i) {
+                    top_bits |= reinterpret_cast<const uint32_t*>(own)[(lane / 16) * (kPackedGroups / 4) + i] + kWideF16Test;
+                }
+                wide = (top_bits & 0x80008000u) != 0;
+            } else {
+                own += (values.misaligned >> (lane & 15) & 1) * 2;
+                for (uint32_t i = lane / 16; i < v_groups; i += 2) {
+                    wide |= holds_wide_scale(reinterpret_cast<const uint16_t*>(own)[i]);
+                }
+            }
+            normalized = __any_sync(kFullWarp, wide);
+        }
+        if (normalized) {
+            values = normalize(values.rows, T::kVScalePitch, values.misaligned, v_groups, v_shift);
+            token_exponents[0] = exponents[row];
+            token_exponents[1] = exponents[row + 8];
+        }
+        return normalized;
+    }
+
+    // out += weights * V of the tile.
+    __device__ __forceinline__ void accumulate(const uint8_t* stage, const float (&weights)[kRowTiles][4]) {
+        uint2 p[kRowTiles];
+#pragma unroll
+        for (int tile = 0; tile < kRowTiles; ++tile) {
+            p[tile].x = ptx::transpose_8x8(ptx::pack_f16x2(weights[tile][0], weights[tile][1]));
+            p[tile].y = ptx::transpose_8x8(ptx::pack_f16x2(weights[tile][2], weights[tile][3]));
+        }
+        const uint8_t* codes = stage + T::kVCodesAt;
+        if constexpr (T::kHeadDim == 64) {
+            accumulate_unit<0, 2>(codes, p);
+        } else if constexpr (T::kHeadDim == 96) {
+            accumulate_unit<0, 2>(codes, p);
+            accumulate_unit<2, 1>(codes, p);
+        } else if constexpr (T::kHeadDim == 128) {
+            accumulate_unit<0, 4>(codes, p);
+        } else if constexpr (T::kHeadDim == 192) {
+            accumulate_unit<0, 4>(codes, p);
+            accumulate_unit<4, 2>(codes, p);
+        } else {
+            accumulate_unit<0, 4>(codes, p);
+            accumulate_unit<4, 4>(codes, p);
+        }
+    }
+
+  private:
+    __device__ __forceinline__ ScaleSource normalize(const uint8_t* raw, int pitch, uint32_t misaligned, uint32_t groups,
+                                                     uint32_t shift) {
+        normalize_scales<kPackedGroups>(raw, pitch, misaligned, groups, scale_type, normal, T::kNormalPitch, exponents, lane);
+        return ScaleSource{normal, T::kNormalPitch, 0u, shift};
+    }
+
+    __device__ __forceinline__ void load_pairs(const ScaleSource& source, uint32_t (&pairs)[T::kKUnits][2]) const {
+#pragma unroll
+        for (int unit = 0; unit < T::kKUnits; ++unit) {
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                const uint32_t channel = T::k_channel(unit, column);
+                pairs[unit][r] = T::kKUnitBytes == 16 ? source.template pair<T::kGroups>(row + 8 * r, channel)
+                                                      : source.template single<T::kGroups>(row + 8 * r, channel);
+            }
+        }
+    }
+
+    template <int WORDS>
+    static __device__ __forceinline__ void load_words(const uint8_t* src, uint32_t (&words)[WORDS]) {
+        if constexpr (WORDS == 4) {
+            const uint4 v = *reinterpret_cast<const uint4*>(src);
+            words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
+        } else if constexpr (WORDS == 2) {
+            const uint2 v = *reinterpret_cast<const uint2*>(src);
+            words[0] = v.x, words[1] = v.y;
+        } else {
+            words[0] = *reinterpret_cast<const uint32_t*>(src);
+        }
+    }
+
+    // The token rows of a V fragment: k = 2c, 2c + 1, 2c + 8, 2c + 9.
+    __device__ __forceinline__ uint32_t fragment_token(int i) const { return 2 * column + (i & 1) + (i & 2) * 4; }
+
+    template <int WORD0, int WORDS>
+    __device__ __forceinline__ void accumulate_unit(const uint8_t* codes, const uint2 (&p)[kRowTiles]) {
+        const uint32_t channel = T::v_channel(WORD0, row);
+        uint32_t words[4][WORDS];
+        uint32_t pairs[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            load_words(codes + fragment_token(i) * T::kVPitch + channel, words[i]);
+            pairs[i] = WORDS == 4 ? values.template pair<T::kGroups>(fragment_token(i), channel)
+                                  : values.template single<T::kGroups>(fragment_token(i), channel);
+        }
+        const uint32_t low01 = __byte_perm(pairs[0], pairs[1], 0x5410);
+        const uint32_t low23 = __byte_perm(pairs[2], pairs[3], 0x5410);
+        const uint32_t high01 = WORDS == 4 ? __byte_perm(pairs[0], pairs[1], 0x7632) : low01;
+        const uint32_t high23 = WORDS == 4 ? __byte_perm(pairs[2], pairs[3], 0x7632) : low23;
+#pragma unroll
+        for (int word = 0; word < WORDS; ++word) {
+            const uint32_t scale01 = word >= 2 ? high01 : low01;
+            const uint32_t scale23 = word >= 2 ? high23 : low23;
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                // Bytes: channel x of both tokens, channel x + 1 of both tokens, interleaved so that pairs are (0, 2), (1, 3).
+                const uint32_t select = half == 0 ? 0x5410 : 0x7632;
+                const uint32_t codes01 = __byte_perm(words[0][word], words[1][word], select);
+                const uint32_t codes23 = __byte_perm(words[2][word], words[3][word], select);
+                const uint32_t a0 = ptx::mul_f16x2(even_codes(codes01), scale01);
+                const uint32_t a1 = ptx::mul_f16x2(odd_codes(codes01), scale01);
+                const uint32_t a2 = ptx::mul_f16x2(even_codes(codes23), scale23);
+                const uint32_t a3 = ptx::mul_f16x2(odd_codes(codes23), scale23);
+#pragma unroll
+                for (int tile = 0; tile < kRowTiles; ++tile) {
+                    ptx::mma_16x8x16(out[2 * (WORD0 + word) + half][tile], a0, a1, a2, a3, p[tile].x, p[tile].y);
+                }
+            }
+        }
+    }
+};
+
+}  // namespace kv8

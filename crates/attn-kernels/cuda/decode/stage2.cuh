@@ -1,0 +1,79 @@
+// Stage 2: merges the partials of each request in token order and writes out and lse.
+//
+// Grid: x = blocks of rows (any number: gridDim.x divides the num_q_heads * q_len rows), y = request.
+// Block: (head_dim / 4, kMergeLanes). A thread owns four channels; lane y of the block folds partials y, y + kMergeLanes, ...
+// and the lanes are folded in order, so the bits of a request depend on its own partials alone. Requests without partials
+// were finished by stage 1. May be launched as a programmatic dependent of stage 1.
+#pragma once
+#include "result.cuh"
+
+namespace kv8 {
+
+constexpr int kMergeLanes = 8;
+constexpr int kMergeBatch = 4;  // partials a thread reads at once
+constexpr int kMaxMergeThreads = 256 / 4 * kMergeLanes;
+
+struct MergeState {
+    RowState row;
+    float4 o;
+};
+
+// Folds `b` into `a`; an empty state has m = -inf and l = 0 and changes nothing.
+__device__ __forceinline__ void fold(MergeState& a, const MergeState& b) {
+    if (b.row.l == 0.0f) return;
+    const float m = fmaxf(a.row.m, b.row.m);
+    const float wa = a.row.l == 0.0f ? 0.0f : exp2f(a.row.m - m);
+    const float wb = mutant(13) ? 1.0f : exp2f(b.row.m - m);
+    a.row.m = m;
+    a.row.l = a.row.l * wa + b.row.l * wb;
+    a.o = make_float4(a.o.x * wa + b.o.x * wb, a.o.y * wa + b.o.y * wb, a.o.z * wa + b.o.z * wb, a.o.w * wa + b.o.w * wb);
+}
+
+__device__ __forceinline__ void merge_partials(const DecodeParams& p) {
+    __shared__ float4 shared_o[kMergeLanes][64];
+    __shared__ float2 shared_ml[kMergeLanes];
+    const uint32_t request_idx = blockIdx.y;
+    const uint32_t* starts = reinterpret_cast<const uint32_t*>(p.request_partials);
+    const uint32_t begin = starts[request_idx];
+    const uint32_t end = min(starts[request_idx + 1], p.partial_capacity) - (mutant(14) ? 1 : 0);
+    ptx::wait_for_previous();
+    if (begin >= end) return;
+    const uint32_t num_rows = p.num_q_heads * p.q_len;
+    const float4* partial_o = reinterpret_cast<const float4*>(p.partial_o);
+    const float2* partial_ml = reinterpret_cast<const float2*>(p.partial_ml);
+    for (uint32_t row = blockIdx.x; row < num_rows; row += gridDim.x) {
+        const uint32_t head = row / p.q_len;
+        const uint32_t position = row % p.q_len;
+        MergeState state{{-CUDART_INF_F, 0.0f}, make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
+        for (uint32_t first = begin + threadIdx.y; first < end; first += kMergeBatch * kMergeLanes) {
+            MergeState batch[kMergeBatch];
+#pragma unroll
+            for (int i = 0; i < kMergeBatch; ++i) {
+                const uint64_t index = static_cast<uint64_t>(min(first + i * kMergeLanes, end - 1)) * num_rows + row;
+                const float2 ml = partial_ml[index];
+                batch[i] = MergeState{{ml.x, first + i * kMergeLanes < end ? ml.y : 0.0f},
+                                      partial_o[index * blockDim.x + threadIdx.x]};
+            }
+#pragma unroll
+            for (int i = 0; i < kMergeBatch; ++i) fold(state, batch[i]);
+        }
+        shared_o[threadIdx.y][threadIdx.x] = state.o;
+        if (threadIdx.x == 0) shared_ml[threadIdx.y] = make_float2(state.row.m, state.row.l);
+        __syncthreads();
+        if (threadIdx.y == 0) {
+#pragma unroll
+            for (int lane = 1; lane < kMergeLanes; ++lane) {
+                fold(state, MergeState{{shared_ml[lane].x, shared_ml[lane].y}, shared_o[lane][threadIdx.x]});
+            }
+            const RowResult result = finish_row(state.row, p, head);
+            const uint64_t index = (static_cast<uint64_t>(request_idx) * p.q_len + position) * p.num_q_heads + head;
+            const float x[4] = {state.o.x * result.factor, state.o.y * result.factor, state.o.z * result.factor,
+                                state.o.w * result.factor};
+            store_float4(reinterpret_cast<void*>(p.out), (index * blockDim.x + threadIdx.x) * 4, p.out_type, x);
+            if (threadIdx.x == 0 && p.lse != 0) reinterpret_cast<float*>(p.lse)[index] = result.lse;
+        }
+        __syncthreads();
+    }
+}
+
+}  // namespace kv8

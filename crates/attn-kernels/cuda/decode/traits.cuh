@@ -1,0 +1,97 @@
+// What one variant of stage 1 is: head_dim, group class, scale class, row tiles, arithmetic; and the shared memory that follows.
+#pragma once
+#include <cstdint>
+
+namespace kv8 {
+
+enum class Groups {
+    k8,     // K and V groups are 8; scale rows aligned to min(16, their length)
+    k16Up,  // K and V groups are 16 or more, alike or not, up to the whole head; scales aligned to 2 bytes or more
+    kAny,   // any two groups of 8 or more
+};
+enum class Scales { kF16, kBf16, kF32, kAny };
+enum class Arithmetic { kMma, kF32 };
+
+constexpr int kWarps = 4;          // a CTA of stage 1
+constexpr int kTileTokens = 16;    // tokens a warp takes at a time: the rows of one mma
+constexpr int kNumThreads = kWarps * 32;
+
+constexpr int round_up(int x, int unit) { return (x + unit - 1) / unit * unit; }
+
+template <int HEAD_DIM, Groups GROUPS, Scales SCALES, int ROW_TILES, Arithmetic ARITHMETIC, int NUM_STAGES, int MIN_CTAS>
+struct Traits {
+    static_assert(HEAD_DIM == 64 || HEAD_DIM == 96 || HEAD_DIM == 128 || HEAD_DIM == 192 || HEAD_DIM == 256);
+    static constexpr int kHeadDim = HEAD_DIM;
+    static constexpr Groups kGroups = GROUPS;
+    static constexpr Scales kScales = SCALES;
+    static constexpr Arithmetic kArithmetic = ARITHMETIC;
+    static constexpr int kRowTiles = ROW_TILES;
+    static constexpr int kRows = 8 * ROW_TILES;  // query rows of a CTA
+    static constexpr int kNumStages = NUM_STAGES;
+    static constexpr int kMinCtas = MIN_CTAS;
+
+    // Scales other than f16 have a wider range than the operands of the mma: each token's scales are brought into range by a
+    // power of two before use ("normalized"). f16 scales take that path only when a tile holds one of 256 or more.
+    static constexpr bool kAlwaysNormalize = SCALES != Scales::kF16 && ARITHMETIC == Arithmetic::kMma;
+
+    // A lane's share of a K row: units of consecutive channels. See k_channel.
+    static constexpr int kKUnitBytes = HEAD_DIM == 96 ? 8 : 16;
+    static constexpr int kKUnits = HEAD_DIM / 4 / kKUnitBytes;
+    static constexpr int kKWordsPerUnit = kKUnitBytes / 4;
+    static constexpr int kKSteps = HEAD_DIM / 16;
+    static constexpr int kVWords = HEAD_DIM / 32;  // words (4 channels) of a lane in a V row
+    static constexpr int kVTiles = HEAD_DIM / 16;  // 16-channel tiles of the output
+    static constexpr bool kQueryInShared = (ROW_TILES * kKSteps * 2 > 32 || ROW_TILES == 4) && ARITHMETIC == Arithmetic::kMma;
+
+    // Row pitches in shared memory that make the fragment reads free of bank conflicts (enumerated, not guessed).
+    static constexpr int kKPitch = HEAD_DIM % 128 == 0 ? HEAD_DIM + 16 : HEAD_DIM;
+    static constexpr int kVPitch = HEAD_DIM + 16;
+    static constexpr int kMinGroup = GROUPS == Groups::k16Up ? 16 : 8;
+    static constexpr int kMaxGroups = HEAD_DIM / kMinGroup;
+    static constexpr int kRawScaleBytes = SCALES == Scales::kF32 || SCALES == Scales::kAny ? 4 : 2;
+    static constexpr int kRawRowBytes = kMaxGroups * kRawScaleBytes;
+    static constexpr int kRowSlack = GROUPS == Groups::k8 ? 0 : 4;  // rows that start in the middle of a word
+    static constexpr int kKScalePitch = round_up(kRawRowBytes + kRowSlack, 16);
+    static constexpr int kVScalePitch = kKScalePitch + (kAlwaysNormalize || GROUPS != Groups::k8 ? 0 : 16);
+    static constexpr int kNormalPitch = round_up(kMaxGroups * 2, 16) + 16;
+
+    // A stage: one tile of K and V; meta = {valid tokens, rows that start in the middle of a word, -, -}; the page indices of
+    // the tile that will take the stage next.
+    static constexpr int kKCodesAt = 0;
+    static constexpr int kKScalesAt = kKCodesAt + kTileTokens * kKPitch;
+    static constexpr int kVCodesAt = kKScalesAt + kTileTokens * kKScalePitch;
+    static constexpr int kVScalesAt = kVCodesAt + kTileTokens * kVPitch;
+    static constexpr int kMetaAt = kVScalesAt + kTileTokens * kVScalePitch;
+    static constexpr int kPagesAt = kMetaAt + 16;
+    static constexpr int kStageBytes = kPagesAt + kTileTokens * 4;
+
+    // Per warp: the ring, then the normalized scales of one plane of one tile, then their exponents.
+    static constexpr int kNormalAt = kNumStages * kStageBytes;
+    static constexpr int kExponentsAt = kNormalAt + kTileTokens * kNormalPitch;
+    static constexpr int kWarpBytes = kExponentsAt + kTileTokens * 4;
+
+    static constexpr int kStatesAt = kWarps * kWarpBytes;                    // float4 [kWarps][kRows]
+    static constexpr int kQueryAt = kStatesAt + kWarps * kRows * 16;         // uint2 [kKSteps][kRowTiles][32]
+    static constexpr int kQueryBytes = kQueryInShared ? kKSteps * kRowTiles * 32 * 8 : 0;
+    static constexpr int kSharedBytes = kQueryAt + kQueryBytes;
+
+    // The merge of the warps reuses the rings.
+    static constexpr int kMergePitch = HEAD_DIM + 4;  // floats
+    static_assert(kWarps * kRows * kMergePitch * 4 <= kStatesAt, "the merge must fit the rings");
+
+    // First channel of unit `unit` of lane column `column` (lane % 4) in a K row.
+    static __device__ __forceinline__ constexpr int k_channel(int unit, int column) {
+        if constexpr (HEAD_DIM % 128 == 0) return ((unit / 2) * 8 + 2 * column + unit % 2) * 16;
+        return (column + 4 * unit) * kKUnitBytes;
+    }
+
+    // First channel of word `word` of lane row `row` (lane / 4) in a V row.
+    static __device__ __forceinline__ constexpr int v_channel(int word, int row) {
+        if constexpr (HEAD_DIM == 64) return 8 * row + 4 * word;
+        if constexpr (HEAD_DIM == 96) return word < 2 ? 8 * row + 4 * word : 64 + 4 * row;
+        if constexpr (HEAD_DIM == 192) return word < 4 ? 16 * row + 4 * word : 128 + 8 * row + 4 * (word - 4);
+        return (word / 4) * 128 + 16 * row + 4 * (word % 4);
+    }
+};
+
+}  // namespace kv8

@@ -1,0 +1,84 @@
+"""Writes instances/*.cu from instances.toml, so that files compile in parallel; `--table` rewrites the table's shared_bytes.
+
+The shared memory of a variant is worked out here as in decode/traits.cuh; the compiler checks that both agree.
+"""
+
+import pathlib
+import sys
+import tomllib
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TABLE = ROOT.parent / "instances.toml"
+GROUPS = {"g8": "k8", "g16": "k16Up", "gx": "kAny"}
+SCALES = {"sf16": "kF16", "sbf16": "kBf16", "sf32": "kF32", "sx": "kAny"}
+
+
+def round_up(x, unit):
+    return (x + unit - 1) // unit * unit
+
+
+def shared_bytes(row):
+    d, tiles, stages = row["head_dim"], row["row_tiles"], row["stages"]
+    mma = row["arithmetic"] == "mma"
+    normalize = row["scales"] != "sf16" and mma
+    packed = row["groups"] == "g8"
+    groups = d // (16 if row["groups"] == "g16" else 8)
+    raw = groups * (4 if row["scales"] in ("sf32", "sx") else 2)
+    k_pitch = d + 16 if d % 128 == 0 else d
+    k_scales = round_up(raw + (0 if packed else 4), 16)
+    v_scales = k_scales + (0 if normalize or not packed else 16)
+    stage = 16 * (k_pitch + k_scales + d + 16 + v_scales) + 16 + 64
+    warp = stages * stage + 16 * (round_up(groups * 2, 16) + 16) + 64
+    query = d // 16 * tiles * 256 if (tiles * (d // 16) * 2 > 32 or tiles == 4) and mma else 0
+    return 4 * warp + 4 * 8 * tiles * 16 + query
+
+
+def symbol(row):
+    if row["kernel"] == "reader":
+        return f"kv8_reader_d{row['head_dim']}_{row['groups']}_{row['scales']}"
+    suffix = "" if row["arithmetic"] == "mma" else "_f32"
+    return f"kv8_stage1_d{row['head_dim']}_{row['groups']}_{row['scales']}_n{row['row_tiles']}{suffix}"
+
+
+def instance(row):
+    macro = "KV8_READER" if row["kernel"] == "reader" else "KV8_STAGE1"
+    arithmetic = "kMma" if row["arithmetic"] == "mma" else "kF32"
+    return (
+        f"{macro}({symbol(row)}, {row['shared_bytes']}, {row['min_ctas']}, {row['head_dim']}, kv8::Groups::{GROUPS[row['groups']]},\n"
+        f"           kv8::Scales::{SCALES[row['scales']]}, {row['row_tiles']}, kv8::Arithmetic::{arithmetic}, {row['stages']})\n"
+    )
+
+
+def file_name(row):
+    if row["kernel"] == "reader":
+        return "reader.cu"
+    return f"stage1_d{row['head_dim']}_{row['groups']}.cu"
+
+
+def main():
+    rows = tomllib.loads(TABLE.read_text())["instance"]
+    if "--table" in sys.argv:
+        wanted = iter(rows)
+        lines = []
+        for line in TABLE.read_text().splitlines():
+            if line.startswith("shared_bytes"):
+                line = f"shared_bytes = {shared_bytes(next(wanted))}"
+            lines.append(line)
+        TABLE.write_text("\n".join(lines) + "\n")
+        rows = tomllib.loads(TABLE.read_text())["instance"]
+    files = {}
+    for row in rows:
+        files.setdefault(file_name(row), []).append(row)
+    for stale in (ROOT / "instances").glob("*.cu"):
+        if stale.name != "common.cu" and stale.name not in files:
+            stale.unlink()
+    for name, members in files.items():
+        text = "// Written by dev/instances.py from instances.toml; do not edit.\n#include \"../decode/kernels.cuh\"\n\n"
+        text += "\n".join(instance(row) for row in members)
+        path = ROOT / "instances" / name
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

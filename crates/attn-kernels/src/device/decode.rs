@@ -1,0 +1,250 @@
+//! Decode: stage 1 over the work items of a plan, stage 2 over its partials.
+
+use attn_plan::{DecodeSpec, SplitConfig, SplitPolicy};
+
+use super::cache::{CacheArgs, array_bytes, need};
+use super::error::DeviceError;
+use super::launch::{LaunchShape, Order};
+use super::memory::DeviceView;
+use super::module::{Kernel, Kernels};
+use super::stream::Stream;
+use crate::abi::{DecodeParams, PagedCache, WorkItem};
+use crate::key::{self, Arithmetic, Instance, KernelKind, KeyQuery, STAGE1_THREADS};
+
+/// Threads along y of a block of stage 2; `kMergeLanes` in `cuda/decode/stage2.cuh`.
+const MERGE_LANES: u32 = 8;
+/// Tokens that a block of stage 1 takes at a time: 4 warps of 16; `kWarps * kTileTokens` in `cuda/decode/traits.cuh`.
+pub const SPLIT_TILE_LEN: u32 = 64;
+/// Channels of a thread of stage 2.
+const MERGE_CHANNELS: u32 = 4;
+
+/// What one decode reads and writes. All lengths are checked against the shapes; what stands in `kv_lens`, the plan and
+/// the page table is the caller's word (page indices out of range are reported, not followed).
+#[derive(Clone, Copy, Debug)]
+pub struct DecodeArgs<'a> {
+    /// Shapes, scale, mask, types. Slopes and sinks are read from the device, not from here.
+    pub spec: &'a DecodeSpec,
+    /// The cache, with its page table.
+    pub cache: CacheArgs<'a>,
+    /// Requests.
+    pub batch: u32,
+    /// `[batch, q_len, num_q_heads, head_dim]` of `spec.q_type`.
+    pub q: DeviceView,
+    /// The same shape of `spec.out_type`.
+    pub out: DeviceView,
+    /// f32 `[batch, q_len, num_q_heads]`, natural log.
+    pub lse: Option<DeviceView>,
+    /// u32 `[batch]`, counts the new tokens.
+    pub kv_lens: DeviceView,
+    /// The plan, copied to the device.
+    pub plan: PlanArgs,
+    /// f32 `[num_partials, num_q_heads, q_len, head_dim]`.
+    pub partial_o: DeviceView,
+    /// f32 `[num_partials, num_q_heads, q_len, 2]`.
+    pub partial_ml: DeviceView,
+    /// f32 `[num_q_heads]`.
+    pub alibi_slopes: Option<DeviceView>,
+    /// f32 `[num_q_heads]`.
+    pub sinks: Option<DeviceView>,
+    /// [`ErrorRecord`](crate::abi::ErrorRecord).
+    pub error: DeviceView,
+}
+
+/// A [`SplitPlan`](attn_plan::SplitPlan) on the device. The arrays may be longer than the plan: a captured graph replays with a new plan of
+/// as many workers in the same memory.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanArgs {
+    /// [`WorkItem`]s.
+    pub items: DeviceView,
+    /// u32 `[num_workers + 1]`.
+    pub worker_starts: DeviceView,
+    /// u32 `[batch + 1]`.
+    pub request_partials: DeviceView,
+    /// Workers of the plan.
+    pub num_workers: u32,
+    /// Whether some request has partials. False saves the launch of stage 2; a graph that is to serve any plan says true.
+    pub has_partials: bool,
+}
+
+/// The kernels chosen for one cache and one spec, ready to run.
+#[derive(Clone, Debug)]
+pub struct Decoder {
+    stage1: Kernel,
+    stage2: Kernel,
+    instance: &'static Instance,
+    row_blocks: u32,
+    blocks_per_sm: u32,
+}
+
+impl Kernels {
+    /// Chooses and loads the kernels for a cache and a spec.
+    ///
+    /// # Errors
+    /// [`DeviceError::KeyMiss`] if no variant serves; otherwise as [`Kernels::get`].
+    pub fn decoder(
+        &self,
+        cache: &PagedCache,
+        spec: &DecodeSpec,
+        arithmetic: Arithmetic,
+    ) -> Result<Decoder, DeviceError> {
+        let num_rows = spec.gqa_group() * spec.q_len;
+        let shared_bytes = self.device().facts().shared_mem_optin_bytes;
+        let query = KeyQuery { kind: KernelKind::Stage1, num_rows, arithmetic, shared_bytes };
+        self.decoder_of(key::select(cache, &query)?, spec)
+    }
+
+    /// Loads a variant that the caller has chosen.
+    ///
+    /// # Errors
+    /// As [`Kernels::get`].
+    pub fn decoder_of(&self, instance: &'static Instance, spec: &DecodeSpec) -> Result<Decoder, DeviceError> {
+        let stage1 = self.get(&instance.key.to_string())?;
+        let blocks_per_sm = stage1.blocks_per_sm(STAGE1_THREADS, instance.shared_bytes)?;
+        let row_blocks = (spec.gqa_group() * spec.q_len).div_ceil(instance.key.rows());
+        Ok(Decoder { stage1, stage2: self.get("kv8_stage2")?, instance, row_blocks, blocks_per_sm })
+    }
+}
+
+impl Decoder {
+    /// The variant.
+    #[must_use]
+    pub fn instance(&self) -> &'static Instance {
+        self.instance
+    }
+
+    /// The kernel of stage 1.
+    #[must_use]
+    pub fn stage1(&self) -> &Kernel {
+        &self.stage1
+    }
+
+    /// Workers that fill the device once: what a plan for this decoder should have.
+    #[must_use]
+    pub fn num_workers(&self, num_kv_heads: u32) -> u32 {
+        let blocks = self.stage1.device().facts().num_sms * self.blocks_per_sm;
+        (blocks / (num_kv_heads * self.row_blocks).max(1)).max(1)
+    }
+
+    /// The schedule for this decoder: its workers, and the costs of an item as measured on Hopper.
+    #[must_use]
+    pub fn split_config(&self, spec: &DecodeSpec, policy: SplitPolicy) -> SplitConfig {
+        SplitConfig {
+            policy,
+            num_workers: self.num_workers(spec.num_kv_heads),
+            tile_len: SPLIT_TILE_LEN,
+            item_overhead: 1,
+            min_split_tiles: 1,
+        }
+    }
+
+    /// Queues stage 1 and, if there are partials, stage 2. Neither allocates nor waits; can be captured.
+    ///
+    /// # Errors
+    /// [`DeviceError::Launch`] if a view is too short for the shapes or the cache is not one for this decoder;
+    /// [`DeviceError::Driver`], which may be an error of earlier work.
+    pub fn run(&self, args: &DecodeArgs<'_>, stream: &Stream) -> Result<(), DeviceError> {
+        if args.batch == 0 {
+            return Ok(());
+        }
+        let params = self.params(args)?;
+        // SAFETY: `DecodeParams` is the twin of what both kernels take, and every array in it has been checked against
+        // the shapes that the kernels derive their accesses from.
+        unsafe {
+            self.stage1.launch(self.stage1_shape(&params), &params, Order::AfterPrevious, stream)?;
+            if args.plan.has_partials {
+                // Stage 2 waits for stage 1 itself, so that its blocks can be in place before that.
+                self.stage2.launch(self.stage2_shape(&params), &params, Order::Overlapping, stream)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Grid of stage 1; the index is taken apart in `cuda/decode/stage1.cuh`.
+    fn stage1_shape(&self, params: &DecodeParams) -> LaunchShape {
+        LaunchShape {
+            grid: [params.num_workers.saturating_mul(params.cache.num_kv_heads), self.row_blocks, 1],
+            block: [STAGE1_THREADS, 1],
+            shared_bytes: self.instance.shared_bytes,
+        }
+    }
+
+    /// Grid of stage 2: a block a row, fewer where the batch fills the device anyway.
+    fn stage2_shape(&self, params: &DecodeParams) -> LaunchShape {
+        let rows = params.num_q_heads * params.q_len;
+        let enough = self.stage1.device().facts().num_sms * 8;
+        LaunchShape {
+            grid: [rows.min(enough.div_ceil(params.batch)).max(1), params.batch, 1],
+            block: [params.cache.head_dim / MERGE_CHANNELS, MERGE_LANES],
+            shared_bytes: 0,
+        }
+    }
+
+    fn params(&self, args: &DecodeArgs<'_>) -> Result<DecodeParams, DeviceError> {
+        let DecodeArgs { spec, plan, .. } = args;
+        let cache = args.cache.params()?;
+        let refuse = |what: String| Err(DeviceError::Launch { what });
+        if cache.head_dim != spec.head_dim || cache.num_kv_heads != spec.num_kv_heads {
+            return refuse(format!(
+                "the cache has {} kv heads of {}, the spec {} of {}",
+                cache.num_kv_heads, cache.head_dim, spec.num_kv_heads, spec.head_dim
+            ));
+        }
+        key::check_instance(self.instance, &cache)?;
+        let row_blocks = (spec.gqa_group() * spec.q_len).div_ceil(self.instance.key.rows());
+        if row_blocks != self.row_blocks {
+            return refuse(format!(
+                "{row_blocks} blocks of query rows; the decoder was made for {}",
+                self.row_blocks
+            ));
+        }
+        let (batch, q_len, heads) =
+            (u64::from(args.batch), u64::from(spec.q_len), u64::from(spec.num_q_heads));
+        let dim = u64::from(spec.head_dim);
+        need("q", args.q, array_bytes(&[batch, q_len, heads, dim], spec.q_type.bytes() as u64)?)?;
+        need("out", args.out, array_bytes(&[batch, q_len, heads, dim], spec.out_type.bytes() as u64)?)?;
+        if let Some(lse) = args.lse {
+            need("lse", lse, array_bytes(&[batch, q_len, heads], 4)?)?;
+        }
+        for (what, view) in [("alibi_slopes", args.alibi_slopes), ("sinks", args.sinks)] {
+            if let Some(view) = view {
+                need(what, view, array_bytes(&[heads], 4)?)?;
+            }
+        }
+        need("kv_lens", args.kv_lens, array_bytes(&[batch], 4)?)?;
+        need("worker_starts", plan.worker_starts, (u64::from(plan.num_workers) + 1) * 4)?;
+        need("request_partials", plan.request_partials, (batch + 1) * 4)?;
+        need("items", plan.items, size_of::<WorkItem>() as u64)?;
+        need("error", args.error, size_of::<crate::abi::ErrorRecord>() as u64)?;
+        // What the two arrays hold in common; the kernels drop partials beyond it and never write past the end.
+        let capacity_of = |view: DeviceView, row_bytes: u64| {
+            array_bytes(&[heads, q_len], row_bytes).map(|bytes| view.len_bytes() / bytes.max(1))
+        };
+        let capacity = capacity_of(args.partial_o, dim * 4)?.min(capacity_of(args.partial_ml, 8)?);
+        let address = |view: Option<DeviceView>| view.map_or(0, DeviceView::address);
+        Ok(DecodeParams {
+            cache,
+            q: args.q.address(),
+            out: args.out.address(),
+            lse: address(args.lse),
+            kv_lens: args.kv_lens.address(),
+            items: plan.items.address(),
+            worker_starts: plan.worker_starts.address(),
+            request_partials: plan.request_partials.address(),
+            partial_o: args.partial_o.address(),
+            partial_ml: args.partial_ml.address(),
+            alibi_slopes: address(args.alibi_slopes),
+            sinks: address(args.sinks),
+            error: args.error.address(),
+            batch: args.batch,
+            q_len: spec.q_len,
+            num_q_heads: spec.num_q_heads,
+            num_workers: plan.num_workers,
+            q_type: spec.q_type as u32,
+            out_type: spec.out_type as u32,
+            window: spec.window.unwrap_or(0),
+            softmax_scale: spec.softmax_scale,
+            soft_cap: spec.soft_cap.unwrap_or(0.0),
+            partial_capacity: u32::try_from(capacity).unwrap_or(u32::MAX - 1),
+        })
+    }
+}

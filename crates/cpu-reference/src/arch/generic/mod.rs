@@ -1,0 +1,16 @@
+//! The algorithm, over any instruction set's vectors.
+
+mod math;
+mod rows;
+mod simd;
+mod softmax;
+mod stage1;
+mod tile;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use rows::SidePlanes;
+pub(crate) use simd::Simd;
+pub(crate) use softmax::{BlockMask, LogitRule};
+pub(crate) use stage1::attend;

@@ -1,0 +1,170 @@
+//! Stage 1 over one work item of one kv head: tiles of tokens outside, blocks of query rows inside.
+
+use super::Simd;
+use super::rows::{Rows, Side, TILE};
+use super::softmax::{BlockMask, softmax};
+use super::tile::{self, Ahead};
+use crate::stage1::{Step, Unit};
+
+/// The most query rows that one pass over a tile serves.
+const MAX_BLOCK: usize = 8;
+
+/// Fills `o` (`[rows][padded_dim]`) and `ml` (`[rows][2]`) of one unit.
+///
+/// Inlined into a function that has the instruction set's target features.
+#[inline(always)]
+pub(crate) fn attend<S: Simd>(s: S, step: &Step<'_>, unit: Unit<'_>) {
+    let Unit { item, kv_head, q, o, ml } = unit;
+    let (rows, padded_dim) = (step.rows, step.padded_dim);
+    assert!(q.len() >= rows * padded_dim && o.len() >= rows * padded_dim && ml.len() >= rows * 2);
+    o.fill(0.0);
+    for ml in ml.chunks_exact_mut(2) {
+        ml.copy_from_slice(&[f32::NEG_INFINITY, 0.0]);
+    }
+    let request = item.request_idx as usize;
+    let mut tables = [Rows::empty(), Rows::empty()];
+    let (mut k, mut v) = (Side::new(s, &step.k), Side::new(s, &step.v));
+    let mut start = item.token_start;
+    let tile_end = |start: u32| item.token_end.min(start.saturating_add(TILE as u32));
+    tables[0].look_up(step, request, u64::from(kv_head), start, tile_end(start));
+    while start < item.token_end {
+        // One tile ahead, so that its rows are on their way while this one is computed.
+        let end = tile_end(start);
+        tables[1].look_up(step, request, u64::from(kv_head), end, tile_end(end));
+        let [table, next] = &tables;
+        k.load(s, &step.k, &table.k, table.len);
+        v.load(s, &step.v, &table.v, table.len);
+        let mut first = 0;
+        while first < rows {
+            let ahead_len = if first == 0 { next.len } else { 0 };
+            let num_rows = block_len(rows - first);
+            let mask = step.block_mask(request, kv_head, first, num_rows);
+            let block = Block {
+                step,
+                mask: &mask,
+                first_token: start,
+                len: table.len,
+                k: &k,
+                v: &v,
+                next,
+                ahead_len,
+                q: &q[first * padded_dim..(first + num_rows) * padded_dim],
+            };
+            let o = &mut o[first * padded_dim..(first + num_rows) * padded_dim];
+            let ml = &mut ml[first * 2..(first + num_rows) * 2];
+            // R, R rounded up to a power of two, tokens at once in q.k, chunks at once in p.v.
+            if S::LANES == 16 {
+                match num_rows {
+                    1 => block.run::<S, 1, 1, 16, 8>(s, o, ml),
+                    2 => block.run::<S, 2, 2, 8, 8>(s, o, ml),
+                    3 => block.run::<S, 3, 4, 4, 4>(s, o, ml),
+                    4 => block.run::<S, 4, 4, 4, 4>(s, o, ml),
+                    _ => block.run::<S, 8, 8, 2, 2>(s, o, ml),
+                }
+            } else {
+                match num_rows {
+                    1 => block.run::<S, 1, 1, 8, 4>(s, o, ml),
+                    2 => block.run::<S, 2, 2, 4, 4>(s, o, ml),
+                    3 => block.run::<S, 3, 4, 2, 2>(s, o, ml),
+                    4 => block.run::<S, 4, 4, 2, 2>(s, o, ml),
+                    _ => block.run::<S, 8, 8, 1, 1>(s, o, ml),
+                }
+            }
+            first += num_rows;
+        }
+        tables.swap(0, 1);
+        start = end;
+    }
+}
+
+/// Rows of the next block, `left` being left: 8 where possible, then 4, 3, 2 or 1 so that 5 to 7 take two passes.
+fn block_len(left: usize) -> usize {
+    match left {
+        8.. => 8,
+        7 | 4 => 4,
+        3 | 5 | 6 => 3,
+        _ => left,
+    }
+}
+
+/// A block of query rows against a tile.
+struct Block<'a> {
+    step: &'a Step<'a>,
+    mask: &'a BlockMask,
+    first_token: u32,
+    len: usize,
+    k: &'a Side,
+    v: &'a Side,
+    /// The next tile's rows, and how many of them this block is to fetch.
+    next: &'a Rows<'a>,
+    ahead_len: usize,
+    q: &'a [f32],
+}
+
+impl Block<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const R: usize, const RS: usize, const TB: usize, const CB: usize>(
+        &self,
+        s: S,
+        o: &mut [f32],
+        ml: &mut [f32],
+    ) {
+        let stride = self.step.padded_dim;
+        let num_chunks = stride / S::LANES;
+        let mut logits = [0f32; TILE * MAX_BLOCK];
+        let head_dim = self.step.head_dim;
+        let k_ahead = Ahead { rows: &self.next.k, len: self.ahead_len, head_dim };
+        let mut v_ahead = Ahead { rows: &self.next.v, ..k_ahead };
+        // SAFETY: q and o have R rows of padded_dim = num_chunks * LANES; logits has room for TILE * RS, and TB divides
+        // TILE; both sides were loaded for this tile with rows of padded_dim codes.
+        unsafe {
+            let (q, logits) = (self.q.as_ptr(), logits.as_mut_ptr());
+            if S::LANES == 16 && self.k.by_eights {
+                tile::dot::<S, R, RS, TB, true>(s, q, stride, num_chunks, self.k, self.len, k_ahead, logits);
+            } else {
+                tile::dot::<S, R, RS, TB, false>(s, q, stride, num_chunks, self.k, self.len, k_ahead, logits);
+            }
+        }
+        let (mut m, mut l) = ([f32::NEG_INFINITY; MAX_BLOCK], [0f32; MAX_BLOCK]);
+        for (r, ml) in ml.chunks_exact(2).enumerate().take(R) {
+            (m[r], l[r]) = (ml[0], ml[1]);
+        }
+        let rule = &self.step.rule;
+        let rescale =
+            softmax::<S, R, RS>(s, rule, self.mask, self.first_token, self.len, &mut logits, &mut m, &mut l);
+        for (r, ml) in ml.chunks_exact_mut(2).enumerate().take(R) {
+            ml.copy_from_slice(&[m[r], l[r]]);
+        }
+        let (weights, o) = (logits.as_ptr(), o.as_mut_ptr());
+        let mut chunk = 0;
+        // SAFETY: as above; chunk + CB (or + 1) <= num_chunks.
+        unsafe {
+            while chunk + CB <= num_chunks {
+                if S::LANES == 16 && self.v.by_eights {
+                    tile::values::<S, R, RS, CB, true>(
+                        s, weights, self.v, self.len, chunk, v_ahead, &rescale, o, stride,
+                    );
+                } else {
+                    tile::values::<S, R, RS, CB, false>(
+                        s, weights, self.v, self.len, chunk, v_ahead, &rescale, o, stride,
+                    );
+                }
+                chunk += CB;
+                v_ahead.len = 0;
+            }
+            while chunk < num_chunks {
+                if S::LANES == 16 && self.v.by_eights {
+                    tile::values::<S, R, RS, 1, true>(
+                        s, weights, self.v, self.len, chunk, v_ahead, &rescale, o, stride,
+                    );
+                } else {
+                    tile::values::<S, R, RS, 1, false>(
+                        s, weights, self.v, self.len, chunk, v_ahead, &rescale, o, stride,
+                    );
+                }
+                chunk += 1;
+                v_ahead.len = 0;
+            }
+        }
+    }
+}

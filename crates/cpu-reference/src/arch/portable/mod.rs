@@ -1,0 +1,148 @@
+//! Any CPU: arrays of eight, which compilers turn into whatever vectors there are.
+
+mod stage1;
+
+pub(crate) use stage1::Stage1;
+
+use super::generic::Simd;
+use kv_quant::ScaleType;
+
+/// No instructions to prove.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Portable;
+
+/// Eight lanes.
+#[derive(Clone, Copy)]
+#[repr(align(32))]
+pub(crate) struct F8([f32; 8]);
+
+#[inline(always)]
+fn each(a: F8, b: F8, f: impl Fn(f32, f32) -> f32) -> F8 {
+    let mut out = a;
+    for (x, y) in out.0.iter_mut().zip(b.0) {
+        *x = f(*x, y);
+    }
+    out
+}
+
+impl Simd for Portable {
+    const LANES: usize = 8;
+    type F = F8;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> F8 {
+        F8([x; 8])
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> F8 {
+        // SAFETY: the caller's.
+        F8(unsafe { p.cast::<[f32; 8]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, x: F8) {
+        // SAFETY: the caller's.
+        unsafe { p.cast::<[f32; 8]>().write_unaligned(x.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_codes(self, p: *const i8) -> F8 {
+        // SAFETY: the caller's.
+        let codes = unsafe { p.cast::<[i8; 8]>().read_unaligned() };
+        F8(codes.map(f32::from))
+    }
+
+    #[inline(always)]
+    unsafe fn load_by_eights(self, p: *const f32) -> F8 {
+        // SAFETY: the caller's.
+        self.splat(unsafe { *p })
+    }
+
+    #[inline(always)]
+    unsafe fn widen_scales(self, scale_type: ScaleType, p: *const u8, n: usize, out: *mut f32) {
+        let bytes = scale_type.bytes();
+        // SAFETY: the caller's: n scales readable, 8 f32 writable.
+        let (stored, out) =
+            unsafe { (std::slice::from_raw_parts(p, n * bytes), std::slice::from_raw_parts_mut(out, 8)) };
+        out.fill(0.0);
+        for (x, stored) in out.iter_mut().zip(stored.chunks_exact(bytes)) {
+            *x = scale_type.read(stored).unwrap_or(f32::NAN);
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
+
+    #[inline(always)]
+    fn add(self, a: F8, b: F8) -> F8 {
+        each(a, b, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: F8, b: F8) -> F8 {
+        each(a, b, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: F8, b: F8) -> F8 {
+        each(a, b, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    fn div(self, a: F8, b: F8) -> F8 {
+        each(a, b, |a, b| a / b)
+    }
+
+    #[inline(always)]
+    fn max(self, a: F8, b: F8) -> F8 {
+        each(a, b, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn min(self, a: F8, b: F8) -> F8 {
+        each(a, b, |a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn abs(self, x: F8) -> F8 {
+        F8(x.0.map(f32::abs))
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: F8, b: F8, c: F8) -> F8 {
+        // Two roundings: without the instruction, a fused one is a slow library call.
+        self.add(self.mul(a, b), c)
+    }
+
+    #[inline(always)]
+    fn round(self, x: F8) -> F8 {
+        // Adding 1.5 * 2^23 leaves no fraction bits; exact for |x| < 2^22, beyond which exp has saturated.
+        const SHIFT: f32 = 12_582_912.0;
+        F8(x.0.map(|x| (x + SHIFT) - SHIFT))
+    }
+
+    #[inline(always)]
+    fn exp2_int(self, n: F8) -> F8 {
+        F8(n.0.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23)))
+    }
+
+    #[inline(always)]
+    fn select_lt(self, a: F8, b: F8, x: F8, y: F8) -> F8 {
+        let mut out = y;
+        for i in 0..8 {
+            out.0[i] = if a.0[i] < b.0[i] { x.0[i] } else { y.0[i] };
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn sum_lanes(self, rows: &[F8; 16]) -> F8 {
+        let mut out = F8([0.0; 8]);
+        for (sum, row) in out.0.iter_mut().zip(rows) {
+            let [a, b, c, d, e, f, g, h] = row.0;
+            *sum = ((a + e) + (c + g)) + ((b + f) + (d + h));
+        }
+        out
+    }
+}

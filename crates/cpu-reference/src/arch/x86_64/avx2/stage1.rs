@@ -1,0 +1,29 @@
+//! Stage 1 with AVX2, FMA and F16C.
+
+use super::Avx2;
+use crate::arch::generic;
+use crate::stage1::{Step, Unit};
+
+/// Stage 1; a value is the proof that it can run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stage1(Avx2);
+
+impl Stage1 {
+    pub(crate) fn is_available() -> bool {
+        Avx2::new().is_some()
+    }
+
+    pub(crate) fn new() -> Option<Self> {
+        Avx2::new().map(Self)
+    }
+
+    pub(crate) fn attend(self, step: &Step<'_>, unit: Unit<'_>) {
+        // SAFETY: self.0 proves the features.
+        unsafe { attend(self.0, step, unit) }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn attend(s: Avx2, step: &Step<'_>, unit: Unit<'_>) {
+    generic::attend(s, step, unit);
+}
