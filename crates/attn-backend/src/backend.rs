@@ -1,6 +1,8 @@
 //! The contract of a backend: what it says of itself, and the object that it opens.
 
-use crate::{BackendId, Capability, Descriptor, Error, Expect, Input, Memory, Output, Refusal, Stream};
+use crate::{
+    BackendId, Capability, Descriptor, Error, Expect, Input, Memory, Missing, Output, Refusal, Stream,
+};
 use attn_plan::{DecodeRequest, DecodeSpec, SplitConfig, SplitPlan};
 use cpu_reference::Arithmetic;
 use kv_quant::PageCopy;
@@ -49,6 +51,11 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
 
     /// What it can do.
     fn capability(&self) -> Capability;
+
+    /// Every part of a descriptor that it cannot do; empty if it can do all.
+    fn missing(&self, descriptor: &Descriptor) -> Vec<Missing> {
+        self.capability().missing(descriptor)
+    }
 
     /// Larger is preferred among those that can do the descriptor.
     fn rank(&self, descriptor: &Descriptor) -> u32;

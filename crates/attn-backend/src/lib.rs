@@ -18,6 +18,8 @@ mod validate;
 
 pub use attn_kernels::DeviceView;
 pub use backend::{Backend, Device, Executor, Isolation, NormalDecode};
+#[cfg(feature = "cuda")]
+pub use backends::CudaBackend;
 pub use backends::{CpuBackend, cpu_split_config};
 pub use capability::{Capability, Missing, Refusal};
 pub use descriptor::Descriptor;

@@ -300,7 +300,7 @@ fn reason_below(backend: &Arc<dyn Backend>, descriptor: &Descriptor, by: Backend
 fn filter(backend: &Arc<dyn Backend>, descriptor: &Descriptor) -> Result<Device, Refusal> {
     let ask = std::panic::AssertUnwindSafe(|| {
         let device = backend.probe()?;
-        let missing = backend.capability().missing(descriptor);
+        let missing = backend.missing(descriptor);
         if missing.is_empty() { Ok(device) } else { Err(Refusal::Unsupported { missing }) }
     });
     std::panic::catch_unwind(ask)

@@ -65,6 +65,7 @@ pub struct Needs {
 }
 
 #[cfg(feature = "cuda")]
+#[cfg_attr(not(kv8_image), allow(dead_code, reason = "without an image nobody asks for its units"))]
 mod facts {
     use super::Unit;
 

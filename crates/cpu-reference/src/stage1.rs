@@ -16,6 +16,11 @@ pub(crate) const MIN_LANES: usize = 8;
 /// Rows of q and o are padded to a multiple of this many f32: the widest instance's lanes.
 const DIM_ALIGN: usize = 16;
 
+/// `head_dim` rounded up to the widest vector.
+pub(crate) fn padded_dim(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(DIM_ALIGN)
+}
+
 /// What all units of a step share.
 pub(crate) struct Step<'a> {
     pub request: DecodeRequest<'a>,
@@ -66,6 +71,7 @@ impl<'a> Step<'a> {
                 num_groups: format.num_groups(side) as usize,
                 group_len: format.group_len(side) as usize,
                 scale_type: format.scale_type(),
+                element: format.element(),
             }
         };
         Self {
@@ -82,7 +88,7 @@ impl<'a> Step<'a> {
             gqa_group,
             rows: spec.q_len as usize * gqa_group,
             head_dim,
-            padded_dim: head_dim.next_multiple_of(DIM_ALIGN),
+            padded_dim: padded_dim(head_dim),
         }
     }
 

@@ -1,8 +1,8 @@
 //! Writing new K and V rows to their slots.
 
 use crate::{
-    CacheLayout, CacheViewMut, Element, Error, FloatSlice, MAX_HEAD_DIM, PlaneId, Side, StoredScale, quantize_value,
-    round_scale_up,
+    CacheLayout, CacheViewMut, Element, Error, FloatSlice, MAX_HEAD_DIM, PlaneId, Side, StoredScale,
+    quantize_value, round_scale_up,
 };
 
 /// Batches up to this long are searched for double slots without allocating.

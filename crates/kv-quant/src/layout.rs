@@ -84,8 +84,12 @@ impl CacheLayout {
             slot_stride: record / bytes,
             head_stride: 2 * half / bytes,
         };
-        let planes =
-            [plane(0, code_bytes), plane(half, code_bytes), plane(codes, scale_bytes), plane(half + codes, scale_bytes)];
+        let planes = [
+            plane(0, code_bytes),
+            plane(half, code_bytes),
+            plane(codes, scale_bytes),
+            plane(half + codes, scale_bytes),
+        ];
         let mut layout = Self::build(format, LayoutKind::Native, num_pages, page_len, planes)?;
         // Records are read whole: the last one's padding is in the buffer too.
         let bytes = u64::from(format.num_kv_heads()) * 2 * half * num_pages;

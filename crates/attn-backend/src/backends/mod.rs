@@ -1,8 +1,12 @@
 //! The adapters of this build, one file a backend.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 pub use cpu::{CpuBackend, cpu_split_config};
+#[cfg(feature = "cuda")]
+pub use cuda::CudaBackend;
 
 use crate::{BackendId, FormatKey, Operation, OperationKey, Registry};
 use std::sync::Arc;
@@ -13,9 +17,10 @@ pub(crate) const BEHIND_FEATURES: &[(BackendId, &str)] =
 
 pub(crate) fn builtin() -> Registry {
     let mut registry = Registry::empty();
-    for format in [FormatKey::INT8_GROUP, FormatKey::UNQUANTIZED] {
-        let key = OperationKey { format, operation: Operation::NormalDecode };
-        registry.register(key, Arc::new(CpuBackend));
-    }
+    let key = |format| OperationKey { format, operation: Operation::NormalDecode };
+    #[cfg(feature = "cuda")]
+    registry.register(key(FormatKey::INT8_GROUP), Arc::new(CudaBackend::default()));
+    registry.register(key(FormatKey::INT8_GROUP), Arc::new(CpuBackend));
+    registry.register(key(FormatKey::UNQUANTIZED), Arc::new(CpuBackend));
     registry
 }

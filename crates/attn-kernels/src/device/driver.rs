@@ -38,6 +38,7 @@ unsafe extern "C" {
     pub fn cuMemcpyDtoH_v2(to: *mut c_void, from: u64, bytes: usize) -> u32;
     pub fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, stream: Handle) -> u32;
     pub fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, stream: Handle) -> u32;
+    pub fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: Handle) -> u32;
     pub fn cuMemsetD8Async(address: u64, value: u8, count: usize, stream: Handle) -> u32;
 
     pub fn cuStreamCreate(stream: *mut Handle, flags: u32) -> u32;

@@ -18,6 +18,7 @@ mod memory;
 mod module;
 mod report;
 mod stream;
+mod transfer;
 
 pub use append::{AppendArgs, CacheKernels, DequantizeArgs, StreamKernels};
 pub use cache::{CacheArgs, PageRowsArgs, PageTableArgs};

@@ -1,16 +1,24 @@
 //! Where the rows of a tile lie: looked up once for all query rows.
 
 use super::Simd;
-use crate::stage1::{Step, TILE_LEN};
-use kv_quant::{MAX_HEAD_DIM, ScaleType};
+use crate::stage1::{Step, TILE_LEN, padded_dim};
+use half::{bf16, f16};
+use kv_quant::{Element, FloatType, MAX_HEAD_DIM, ScaleType};
 
 /// Tokens of a tile.
 pub(crate) const TILE: usize = TILE_LEN as usize;
 /// Most scales of a row: groups of 8.
 const MAX_SCALES: usize = MAX_HEAD_DIM as usize / 8;
 
-/// Stands in for rows that do not exist: behind the end of an item, or outside the cache. Codes 0, scales 0.
-static ZEROS: [u8; MAX_HEAD_DIM as usize] = [0; MAX_HEAD_DIM as usize];
+/// Stands in for rows that do not exist: behind the end of an item, or outside the cache. Elements 0, scales 0.
+static ZEROS: [u8; 4 * MAX_HEAD_DIM as usize] = [0; 4 * MAX_HEAD_DIM as usize];
+
+/// How a chunk of a row is made, see [`Side::chunk`]: codes times one scale.
+pub(crate) const ONE_SCALE: u8 = 0;
+/// Codes times two scales: groups of 8 in vectors of 16.
+pub(crate) const TWO_SCALES: u8 = 1;
+/// Floats of an unquantized cache.
+pub(crate) const FLOATS: u8 = 2;
 
 /// K or V of a cache: two strided planes. Strides and offsets in bytes.
 #[derive(Clone, Copy)]
@@ -25,6 +33,7 @@ pub(crate) struct SidePlanes<'a> {
     pub num_groups: usize,
     pub group_len: usize,
     pub scale_type: ScaleType,
+    pub element: Element,
 }
 
 impl<'a> SidePlanes<'a> {
@@ -40,7 +49,7 @@ impl<'a> SidePlanes<'a> {
         let (code, scale) = (start(self.code_strides), start(self.scale_strides));
         let scale_bytes = self.num_groups * self.scale_type.bytes();
         Some((
-            self.codes.get(code..code.checked_add(self.head_dim)?)?,
+            self.codes.get(code..code.checked_add(self.head_dim * self.element.bytes())?)?,
             self.scales.get(scale..scale.checked_add(scale_bytes)?)?,
         ))
     }
@@ -69,10 +78,13 @@ pub(crate) struct Side {
     pub scale_stride: usize,
     /// A chunk's scale is at `(chunk * LANES) >> shift`.
     pub shift: u32,
-    /// Whether a chunk spans two groups: groups of 8 in vectors of 16.
-    pub by_eights: bool,
+    /// [`ONE_SCALE`], [`TWO_SCALES`] or [`FLOATS`].
+    pub mode: u8,
     /// Copies of rows whose length is no multiple of the lanes, zeros behind each.
     padded: Vec<u8>,
+    /// Rows of an unquantized cache, `[TILE][padded_dim]`; else empty.
+    floats: Vec<f32>,
+    padded_dim: usize,
 }
 
 impl<'a> Rows<'a> {
@@ -125,20 +137,32 @@ impl SideRows<'_> {
 impl Side {
     pub(crate) fn new<S: Simd>(_: S, planes: &SidePlanes<'_>) -> Self {
         let whole = planes.num_groups == 1;
-        let padded = if planes.head_dim.is_multiple_of(S::LANES) { 0 } else { TILE * MAX_HEAD_DIM as usize };
+        let is_float = planes.element != Element::Int8;
+        let is_whole = is_float || planes.head_dim.is_multiple_of(S::LANES);
+        let padded_dim = padded_dim(planes.head_dim);
+        let mode = match (is_float, !whole && planes.group_len < S::LANES) {
+            (true, _) => FLOATS,
+            (false, true) => TWO_SCALES,
+            (false, false) => ONE_SCALE,
+        };
         Self {
             codes: [ZEROS.as_ptr().cast(); TILE],
             scales: [0.0; TILE * MAX_SCALES],
             scale_stride: planes.num_groups.next_multiple_of(8),
             shift: if whole { 31 } else { planes.group_len.trailing_zeros() },
-            by_eights: !whole && planes.group_len < S::LANES,
-            padded: vec![0; padded],
+            mode,
+            padded: vec![0; if is_whole { 0 } else { TILE * MAX_HEAD_DIM as usize }],
+            floats: vec![0.0; if is_float { TILE * padded_dim } else { 0 }],
+            padded_dim,
         }
     }
 
     /// Takes one side of a tile: pointers, decoded scales.
     #[inline(always)]
     pub(crate) fn load<S: Simd>(&mut self, s: S, planes: &SidePlanes<'_>, rows: &SideRows<'_>, len: usize) {
+        if let Element::Float(float_type) = planes.element {
+            return self.widen(float_type, rows, len);
+        }
         let scale_bytes = planes.scale_type.bytes();
         for i in 0..TILE {
             let (codes, scales): (&[u8], &[u8]) =
@@ -163,25 +187,54 @@ impl Side {
         }
     }
 
-    /// The scale vector of a chunk.
-    /// # Safety
-    /// `token < TILE` and `chunk * LANES < padded_dim`.
+    /// Takes one side of a tile of an unquantized cache: values, zeros behind each row and behind the last.
     #[inline(always)]
-    pub(crate) unsafe fn scale<S: Simd, const BY_EIGHTS: bool>(
-        &self,
-        s: S,
-        token: usize,
-        chunk: usize,
-    ) -> S::F {
-        // SAFETY: the row has scale_stride scales, enough for every chunk of it (rounded up to 8, so that the second
-        // group of a last chunk exists).
-        unsafe {
-            let row = self.scales.as_ptr().add(token * self.scale_stride);
-            if BY_EIGHTS {
-                s.load_by_eights(row.add(chunk * S::LANES / 8))
-            } else {
-                s.splat(*row.add((chunk * S::LANES) >> self.shift))
+    fn widen(&mut self, float_type: FloatType, rows: &SideRows<'_>, len: usize) {
+        for (i, out) in self.floats.chunks_exact_mut(self.padded_dim).enumerate() {
+            let bytes: &[u8] = if i < len { rows.codes[i] } else { &[] };
+            let num = bytes.len() / float_type.bytes();
+            let (out, padding) = out.split_at_mut(num.min(out.len()));
+            padding.fill(0.0);
+            match float_type {
+                FloatType::F32 => {
+                    for (x, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                        *x = f32::from_le_bytes(*bytes);
+                    }
+                }
+                FloatType::F16 => {
+                    for (x, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                        *x = f16::from_le_bytes(*bytes).to_f32();
+                    }
+                }
+                FloatType::Bf16 => {
+                    for (x, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                        *x = bf16::from_le_bytes(*bytes).to_f32();
+                    }
+                }
             }
+        }
+    }
+
+    /// A chunk of a row, dequantized.
+    ///
+    /// # Safety
+    /// `token < TILE` and `chunk * LANES < padded_dim`; the side was loaded, and `MODE` is its mode.
+    #[inline(always)]
+    pub(crate) unsafe fn chunk<S: Simd, const MODE: u8>(&self, s: S, token: usize, chunk: usize) -> S::F {
+        let at = chunk * S::LANES;
+        // SAFETY: with FLOATS, `floats` is [TILE][padded_dim]. Else every row has padded_dim codes and scale_stride
+        // scales, enough for every chunk of it (rounded up to 8, so that the second group of a last chunk exists).
+        unsafe {
+            if MODE == FLOATS {
+                return s.load(self.floats.as_ptr().add(token * self.padded_dim + at));
+            }
+            let row = self.scales.as_ptr().add(token * self.scale_stride);
+            let scale = if MODE == TWO_SCALES {
+                s.load_by_eights(row.add(at / 8))
+            } else {
+                s.splat(*row.add(at >> self.shift))
+            };
+            s.mul(s.load_codes(self.codes.get_unchecked(token).add(at)), scale)
         }
     }
 }

@@ -32,7 +32,7 @@ impl Ahead<'_> {
 /// `q` has `R` rows of `q_stride` f32, `q_stride >= num_chunks * LANES`; `side` was loaded with `padded_dim` of at least
 /// that; `logits` has room for `len` rounded up to `TB`, times `RS`; `len <= TILE` and `TILE` is a multiple of `TB`.
 #[inline(always)]
-pub(crate) unsafe fn dot<S: Simd, const R: usize, const RS: usize, const TB: usize, const BY_EIGHTS: bool>(
+pub(crate) unsafe fn dot<S: Simd, const R: usize, const RS: usize, const TB: usize, const MODE: u8>(
     s: S,
     q: *const f32,
     q_stride: usize,
@@ -59,11 +59,8 @@ pub(crate) unsafe fn dot<S: Simd, const R: usize, const RS: usize, const TB: usi
             }
             for t in 0..TB {
                 let token = first + t;
-                // SAFETY: first + t < TILE, and every row of the side has num_chunks * LANES codes.
-                let k = unsafe {
-                    let codes = s.load_codes(side.codes.get_unchecked(token).add(at));
-                    s.mul(codes, side.scale::<S, BY_EIGHTS>(s, token, chunk))
-                };
+                // SAFETY: first + t < TILE, and every row of the side has num_chunks * LANES elements.
+                let k = unsafe { side.chunk::<S, MODE>(s, token, chunk) };
                 for r in 0..R {
                     sums[t * RS + r] = s.mul_add(q_chunk[r], k, sums[t * RS + r]);
                 }
@@ -81,13 +78,7 @@ pub(crate) unsafe fn dot<S: Simd, const R: usize, const RS: usize, const TB: usi
 /// `weights` holds `len * RS` f32, `o` has `R` rows of `o_stride` f32 and `chunk + CB` chunks in each; `side` was loaded
 /// with as many.
 #[inline(always)]
-pub(crate) unsafe fn values<
-    S: Simd,
-    const R: usize,
-    const RS: usize,
-    const CB: usize,
-    const BY_EIGHTS: bool,
->(
+pub(crate) unsafe fn values<S: Simd, const R: usize, const RS: usize, const CB: usize, const MODE: u8>(
     s: S,
     weights: *const f32,
     side: &Side,
@@ -108,10 +99,7 @@ pub(crate) unsafe fn values<
         }
         for c in 0..CB {
             // SAFETY: token < len <= TILE, and the row has chunk + CB chunks.
-            let v = unsafe {
-                let codes = s.load_codes(side.codes.get_unchecked(token).add((chunk + c) * S::LANES));
-                s.mul(codes, side.scale::<S, BY_EIGHTS>(s, token, chunk + c))
-            };
+            let v = unsafe { side.chunk::<S, MODE>(s, token, chunk + c) };
             for r in 0..R {
                 sums[r][c] = s.mul_add(p[r], v, sums[r][c]);
             }

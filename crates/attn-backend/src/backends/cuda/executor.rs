@@ -1,0 +1,346 @@
+//! An opened CUDA backend: the cache on the device, plans on their way there, launches.
+
+use super::errors::of_device;
+use super::transfer::{Download, Grow, Upload};
+use crate::{BackendId, Descriptor, Error, Executor, Input, Memory, NormalDecode, Output, Stream};
+use attn_kernels::DeviceView;
+use attn_kernels::device::{
+    AppendArgs, CacheArgs, CacheKernels, CudaDevice, DecodeArgs, Decoder, DeviceBuffer, DeviceError,
+    ErrorReport, Kernels, PageRowsArgs, PageTableArgs, PlanArgs, Stream as CudaStream,
+};
+use attn_kernels::key;
+use attn_plan::{DecodeRequest, DecodeSpec, PageRows, SplitPlan, WorkspaceSize};
+use kv_quant::{CacheLayout, LayoutKind, PageCopy, PlaneId};
+use std::sync::Arc;
+
+/// Arrays of one spec, on the device for good.
+struct SpecArrays {
+    alibi_slopes: Option<DeviceBuffer>,
+    sinks: Option<DeviceBuffer>,
+    /// To tell the specs of a descriptor apart; `q_len` does not count.
+    spec: DecodeSpec,
+}
+
+/// The latest plan, on the device (or queued to be).
+struct Planned {
+    args: PlanArgs,
+    kv_lens: DeviceView,
+    pages: PageTableArgs,
+    decoder: usize,
+    arrays: usize,
+}
+
+pub(super) struct CudaExecutor {
+    layout: CacheLayout,
+    device: CudaDevice,
+    stream: Arc<CudaStream>,
+    kernels: Kernels,
+    cache_kernels: CacheKernels,
+    /// Keeps owned memory alive; the views below name it.
+    _owned: Vec<DeviceBuffer>,
+    buffers: Vec<DeviceView>,
+    arrays: Vec<SpecArrays>,
+    /// By the number of query rows of a kv head.
+    decoders: Vec<(u32, Decoder)>,
+    planned: Option<Planned>,
+    plan_upload: Upload,
+    inputs: Upload,
+    out: Download,
+    lse: Download,
+    partial_o: Grow,
+    partial_ml: Grow,
+    report: ErrorReport,
+}
+
+impl CudaExecutor {
+    pub(super) fn open(
+        ordinal: u32,
+        descriptor: &Descriptor,
+        memory: Memory<'_>,
+        stream: Option<Stream>,
+    ) -> Result<Self, DeviceError> {
+        let device = CudaDevice::open(ordinal)?;
+        let stream = match stream {
+            None => Arc::new(CudaStream::new(&device)?),
+            Some(stream) => stream.downcast::<CudaStream>().ok_or_else(|| DeviceError::Launch {
+                what: "the session's stream is no attn_kernels::device::Stream".to_owned(),
+            })?,
+        };
+        let kernels = Kernels::embedded(&device)?;
+        let layout = descriptor.layout.clone();
+        let mut owned = Vec::new();
+        let buffers = match memory {
+            Memory::Device(views) => views,
+            _ => {
+                for &bytes in layout.buffer_bytes() {
+                    owned.push(device.alloc_zeroed(usize::try_from(bytes).unwrap_or(usize::MAX))?);
+                }
+                owned.iter().map(DeviceBuffer::view).collect()
+            }
+        };
+        let mut arrays = Vec::new();
+        for spec in descriptor.specs() {
+            let upload =
+                |array: &Option<Vec<f32>>| array.as_ref().map(|array| device.upload(array)).transpose();
+            arrays.push(SpecArrays {
+                alibi_slopes: upload(&spec.alibi_slopes)?,
+                sinks: upload(&spec.sinks)?,
+                spec: spec.clone(),
+            });
+        }
+        let mut executor = Self {
+            cache_kernels: kernels.cache_kernels()?,
+            plan_upload: Upload::new(&device)?,
+            inputs: Upload::new(&device)?,
+            out: Download::new(&device)?,
+            lse: Download::new(&device)?,
+            partial_o: Grow::new(&device)?,
+            partial_ml: Grow::new(&device)?,
+            report: ErrorReport::new(&device)?,
+            planned: None,
+            decoders: Vec::new(),
+            _owned: owned,
+            layout,
+            device,
+            stream,
+            kernels,
+            buffers,
+            arrays,
+        };
+        for spec in descriptor.specs() {
+            executor.decoder(spec)?;
+        }
+        Ok(executor)
+    }
+
+    /// The kernels for a spec, chosen and loaded on first use.
+    fn decoder(&mut self, spec: &DecodeSpec) -> Result<usize, DeviceError> {
+        let num_rows = spec.gqa_group() * spec.q_len;
+        if let Some(found) = self.decoders.iter().position(|(rows, _)| *rows == num_rows) {
+            return Ok(found);
+        }
+        let cache = CacheArgs { layout: &self.layout, buffers: &self.buffers, pages: None }.params()?;
+        let decoder = self.kernels.decoder(&cache, spec, key::Arithmetic::Mma)?;
+        self.decoders.push((num_rows, decoder));
+        Ok(self.decoders.len() - 1)
+    }
+
+    fn append_to_slots(&mut self, k: Input<'_>, v: Input<'_>, slots: &[i64]) -> Result<(), DeviceError> {
+        let Self { layout, buffers, stream, inputs, report, cache_kernels, .. } = self;
+        let input_type = k.float_type();
+        let slot_bytes: &[u8] = bytemuck::cast_slice(slots);
+        let is_host = matches!(k, Input::Host(_));
+        let host = |input: &Input<'_>| match input {
+            Input::Host(slice) => slice.len() * input_type.bytes(),
+            Input::Device(_) => 0,
+        };
+        inputs.begin(&[slot_bytes.len(), host(&k), host(&v)], stream)?;
+        let slot_mapping = inputs.put(slot_bytes);
+        let mut place = |input: Input<'_>| match input {
+            Input::Host(slice) => inputs.put(slice.as_bytes()),
+            Input::Device(slice) => slice.view(),
+        };
+        let (k, v) = (place(k), place(v));
+        inputs.send(stream)?;
+        let row = layout.format().row_elements() as u64;
+        let args = AppendArgs {
+            cache: CacheArgs { layout, buffers, pages: None },
+            k,
+            v,
+            k_token_stride: row,
+            v_token_stride: row,
+            slot_mapping,
+            num_tokens: u32::try_from(slots.len()).map_err(|_| DeviceError::Launch {
+                what: format!("{} tokens are too many for one append", slots.len()),
+            })?,
+            input_type,
+            error: report.view(),
+        };
+        cache_kernels.append(&args, stream)?;
+        if is_host { report.take(stream) } else { Ok(()) }
+    }
+
+    fn upload_plan(&mut self, request: &DecodeRequest<'_>, plan: &SplitPlan) -> Result<(), DeviceError> {
+        self.planned = None;
+        let decoder = self.decoder(request.spec)?;
+        let same = |arrays: &SpecArrays| {
+            arrays.spec.alibi_slopes == request.spec.alibi_slopes && arrays.spec.sinks == request.spec.sinks
+        };
+        let arrays = self.arrays.iter().position(same).unwrap_or(0);
+        let size = WorkspaceSize::of(request.spec, plan)
+            .map_err(|error| DeviceError::Launch { what: error.to_string() })?;
+        let stream = &self.stream;
+        self.partial_o.at_least(size.o_elements * size_of::<f32>(), stream)?;
+        self.partial_ml.at_least(size.ml_elements * size_of::<f32>(), stream)?;
+
+        let PageRows::Starts(starts) = request.page_table.rows else {
+            return Err(DeviceError::Launch { what: "a session's page table has row starts".to_owned() });
+        };
+        let (lens, pages): (&[u8], &[u8]) =
+            (bytemuck::cast_slice(request.kv_lens), bytemuck::cast_slice(request.page_table.pages));
+        let starts: &[u8] = bytemuck::cast_slice(starts);
+        let workers: &[u8] = bytemuck::cast_slice(plan.worker_starts());
+        let partials: &[u8] = bytemuck::cast_slice(plan.request_partials());
+        let item_bytes = size_of_val(plan.items());
+        let sizes = [item_bytes, lens.len(), pages.len(), starts.len(), workers.len(), partials.len()];
+        let upload = &mut self.plan_upload;
+        upload.begin(&sizes, stream)?;
+        let items = upload.put_with(item_bytes, |to| {
+            for (to, item) in to.chunks_exact_mut(16).zip(plan.items()) {
+                let fields = [item.request_idx, item.token_start, item.token_end, item.partial_idx];
+                to.copy_from_slice(bytemuck::cast_slice(&fields));
+            }
+        });
+        let (kv_lens, indices) = (upload.put(lens), upload.put(pages));
+        let rows = PageRowsArgs::Starts(upload.put(starts));
+        let (worker_starts, request_partials) = (upload.put(workers), upload.put(partials));
+        upload.send(stream)?;
+        let args = PlanArgs {
+            items,
+            worker_starts,
+            request_partials,
+            num_workers: plan.worker_starts().len().saturating_sub(1) as u32,
+            has_partials: plan.num_partials() > 0,
+        };
+        self.planned =
+            Some(Planned { args, kv_lens, pages: PageTableArgs { indices, rows }, decoder, arrays });
+        Ok(())
+    }
+
+    fn run(&mut self, step: NormalDecode<'_>) -> Result<(), DeviceError> {
+        let no_plan = || DeviceError::Launch { what: "there is no plan".to_owned() };
+        let stream = Arc::clone(&self.stream);
+        let NormalDecode { request, q, mut out, mut lse, .. } = step;
+        let q = match q {
+            Input::Device(slice) => slice.view(),
+            Input::Host(slice) => {
+                self.inputs.begin(&[slice.as_bytes().len()], &stream)?;
+                let view = self.inputs.put(slice.as_bytes());
+                self.inputs.send(&stream)?;
+                view
+            }
+        };
+        let bytes = |output: &Output<'_>| output.len() as usize * output.float_type().bytes();
+        let place = |output: &Output<'_>, download: &mut Download| match output {
+            Output::Device(slice) => Ok(slice.view()),
+            Output::Host(_) => download.begin(bytes(output), &stream),
+        };
+        let out_view = place(&out, &mut self.out)?;
+        let lse_view = lse.as_ref().map(|lse| place(lse, &mut self.lse)).transpose()?;
+        let planned = self.planned.as_ref().ok_or_else(no_plan)?;
+        let (_, decoder) = self.decoders.get(planned.decoder).ok_or_else(no_plan)?;
+        let arrays = self.arrays.get(planned.arrays).ok_or_else(no_plan)?;
+        let args = DecodeArgs {
+            spec: request.spec,
+            cache: CacheArgs { layout: &self.layout, buffers: &self.buffers, pages: Some(planned.pages) },
+            batch: request.batch() as u32,
+            q,
+            out: out_view,
+            lse: lse_view,
+            kv_lens: planned.kv_lens,
+            plan: planned.args,
+            partial_o: self.partial_o.view(),
+            partial_ml: self.partial_ml.view(),
+            alibi_slopes: arrays.alibi_slopes.as_ref().map(DeviceBuffer::view),
+            sinks: arrays.sinks.as_ref().map(DeviceBuffer::view),
+            error: self.report.view(),
+        };
+        decoder.run(&args, &stream)?;
+        let Output::Host(out) = &mut out else { return Ok(()) };
+        let out = out.as_bytes_mut();
+        self.out.queue(out.len(), &stream)?;
+        let lse = match &mut lse {
+            Some(Output::Host(lse)) => lse.as_bytes_mut(),
+            _ => &mut [],
+        };
+        self.lse.queue(lse.len(), &stream)?;
+        self.report.take(&stream)?;
+        out.copy_from_slice(self.out.bytes(out.len()));
+        lse.copy_from_slice(self.lse.bytes(lse.len()));
+        Ok(())
+    }
+
+    fn copy(&self, copy: &PageCopy) -> Result<(), DeviceError> {
+        let part = |buffer_idx: usize, range: std::ops::Range<u64>| {
+            let buffer = self.buffers.get(buffer_idx).copied();
+            buffer.and_then(|buffer| buffer.slice(range.start, range.end - range.start)).ok_or_else(|| {
+                DeviceError::Launch { what: format!("page bytes {range:?} are outside buffer {buffer_idx}") }
+            })
+        };
+        let layout = &self.layout;
+        if layout.kind() != LayoutKind::Custom {
+            // A page of a named layout is one stretch of each buffer.
+            let num_pages = layout.num_pages();
+            for (buffer_idx, bytes) in layout.buffer_bytes().iter().enumerate() {
+                let page = bytes / num_pages;
+                let [from, to] = [copy.src, copy.dst].map(|index| index * page..(index + 1) * page);
+                self.stream.copy(part(buffer_idx, from)?, part(buffer_idx, to)?)?;
+            }
+            return Ok(());
+        }
+        let page_len = u64::from(layout.page_len());
+        for id in PlaneId::ALL {
+            for slot in 0..page_len {
+                for head in 0..layout.format().num_kv_heads() {
+                    let [from, to] = [copy.src, copy.dst].map(|page| {
+                        let (buffer_idx, range) = layout.row_bytes(id, page * page_len + slot, head);
+                        part(buffer_idx, range)
+                    });
+                    self.stream.copy(from?, to?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn buffer(&self, buffer_idx: usize) -> Result<DeviceView, Error> {
+        let missing = || Error::Device {
+            backend: BackendId::CUDA,
+            what: format!("there is no buffer {buffer_idx}"),
+            is_lost: false,
+        };
+        self.buffers.get(buffer_idx).copied().ok_or_else(missing)
+    }
+}
+
+impl Executor for CudaExecutor {
+    fn append(&mut self, k: Input<'_>, v: Input<'_>, slots: &[i64]) -> Result<(), Error> {
+        self.append_to_slots(k, v, slots).map_err(|error| of_device(error, &self.layout))
+    }
+
+    fn plan(&mut self, request: &DecodeRequest<'_>, plan: &SplitPlan) -> Result<(), Error> {
+        self.upload_plan(request, plan).map_err(|error| of_device(error, &self.layout))
+    }
+
+    fn normal_decode(&mut self, step: NormalDecode<'_>) -> Result<(), Error> {
+        self.run(step).map_err(|error| of_device(error, &self.layout))
+    }
+
+    fn copy_pages(&mut self, copies: &[PageCopy]) -> Result<(), Error> {
+        copies.iter().try_for_each(|copy| self.copy(copy)).map_err(|error| of_device(error, &self.layout))
+    }
+
+    fn read_bytes(&mut self, buffer_idx: usize, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        self.synchronize()?;
+        let read = self.device.read_view(self.buffer(buffer_idx)?, offset, bytes);
+        read.map_err(|error| of_device(error, &self.layout))
+    }
+
+    fn write_bytes(&mut self, buffer_idx: usize, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.synchronize()?;
+        let written = self.device.write_view(self.buffer(buffer_idx)?, offset, bytes);
+        written.map_err(|error| of_device(error, &self.layout))
+    }
+
+    fn synchronize(&mut self) -> Result<(), Error> {
+        self.report.take(&self.stream).map_err(|error| of_device(error, &self.layout))
+    }
+}
+
+impl Drop for CudaExecutor {
+    /// Staging and workspace may not be freed under work that is still queued on the caller's stream.
+    fn drop(&mut self) {
+        // A lost device has nothing queued.
+        let _ = self.stream.synchronize();
+    }
+}
