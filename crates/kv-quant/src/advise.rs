@@ -69,6 +69,9 @@ pub struct GroupError {
     pub error: f64,
     /// The same for K if its mean over tokens were subtracted before; equal to `error` for V.
     pub error_with_offset: f64,
+    /// The same for K if q and K were rotated ([`crate::rotate_heads`]); equal to `error` for V, and where the head
+    /// dimension is no power of two.
+    pub error_rotated: f64,
     /// Share of codes at the ends of the range, +-127. Each group has one; many mean clipped inputs.
     pub saturated: f64,
     /// Share of non-zero values that become 0: drowned by a neighbour.
@@ -101,6 +104,8 @@ pub struct LayerAdvice {
     pub v_group_len: Option<u32>,
     /// For K with its mean subtracted.
     pub k_group_len_with_offset: Option<u32>,
+    /// For q and K rotated.
+    pub k_group_len_rotated: Option<u32>,
 }
 
 /// The advice for a model.
@@ -188,7 +193,8 @@ fn layer(sample: &LayerSample<'_>, options: &AdviceOptions) -> Result<LayerAdvic
     };
     let (k_group_len, v_group_len) = (largest(Side::K, |e| e.error), largest(Side::V, |e| e.error));
     let k_group_len_with_offset = largest(Side::K, |e| e.error_with_offset);
-    Ok(LayerAdvice { k_group_len, v_group_len, k_group_len_with_offset, heads })
+    let k_group_len_rotated = largest(Side::K, |e| e.error_rotated);
+    Ok(LayerAdvice { k_group_len, v_group_len, k_group_len_with_offset, k_group_len_rotated, heads })
 }
 
 fn one_head(
@@ -232,8 +238,16 @@ fn one_head(
             }
             Side::V => error,
         };
+        let mut error_rotated = error;
+        if side == Side::K && options.head_dim.is_power_of_two() {
+            let mut rotated = rows.clone();
+            crate::rotate_heads(&mut rotated, options.head_dim)?;
+            let mut noise = quantized(&rotated, group_len as usize, options.scale_type)?.noise;
+            crate::rotate_heads(&mut noise, options.head_dim)?;
+            error_rotated = relative(signal, &noise, queries.as_deref(), dim, side);
+        }
         let GroupCounts { saturated, drowned, .. } = plain;
-        errors.push(GroupError { group_len, error, error_with_offset, saturated, drowned });
+        errors.push(GroupError { group_len, error, error_with_offset, error_rotated, saturated, drowned });
     }
     let amax = rows.iter().fold(0f32, |a, x| a.max(x.abs()));
     Ok(HeadReport { side, head, amax, outliers: outliers(&rows, &mean, dim, options.outlier_ratio), errors })

@@ -38,6 +38,7 @@ mod plane;
 mod pool;
 mod rows;
 mod scale;
+mod smooth;
 
 pub use advise::{
     Advice, AdviceOptions, GroupError, HeadReport, LayerAdvice, LayerSample, OutlierChannel, advise,
@@ -56,3 +57,4 @@ pub use plane::{Plane, PlaneId};
 pub use pool::{AppendSlots, CachePool, PageCopy, PagePool, PoolError, SequenceId};
 pub use rows::{dequantize_row, read_codes, read_scales};
 pub use scale::{ScaleType, StoredScale, round_scale_up};
+pub use smooth::{KeyOffset, rotate_heads};

@@ -3,10 +3,10 @@
 use crate::cache::{CHUNK_LEN, CacheKind, CacheOptions, ModelCache, Transform};
 use crate::model::{Config, Model};
 use crate::score::{Reference, Score};
-use crate::transform::{FakeQuant, KeyOffset, KeyScale, Record, Recorded, Rotate, Rounding};
+use crate::transform::{FakeQuant, KeyScale, Record, Recorded, Rounding, SmoothKeys};
 use anyhow::{Context, Result};
 use attn_backend::BackendId;
-use kv_quant::{FloatType, LayoutKind, ScaleType};
+use kv_quant::{FloatType, KeyOffset, LayoutKind, ScaleType};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -19,8 +19,10 @@ pub enum Smoothing {
     KeyOffset,
     /// A fixed power of two a K channel, folded into q.
     KeyScale,
-    /// Walsh-Hadamard rotation of every head.
+    /// Walsh-Hadamard rotation of every head of q and K.
     Rotation,
+    /// An offset, then the rotation.
+    OffsetRotation,
 }
 
 /// One row of the table.
@@ -54,7 +56,8 @@ impl Variant {
                     Smoothing::None => "int8",
                     Smoothing::KeyOffset => "int8, K offset",
                     Smoothing::KeyScale => "int8, K scale in q",
-                    Smoothing::Rotation => "int8, rotated",
+                    Smoothing::Rotation => "int8, K rotated",
+                    Smoothing::OffsetRotation => "int8, K offset and rotated",
                 };
                 let groups = match k_group_len == v_group_len {
                     true => k_group_len.to_string(),
@@ -111,8 +114,10 @@ pub fn all_variants() -> Vec<Variant> {
             variants.push(Variant::Rounded { k_group_len, v_group_len, scale_type, rounding });
         }
     }
-    for group_len in [8, 32, 64] {
-        for smoothing in [Smoothing::KeyOffset, Smoothing::KeyScale, Smoothing::Rotation] {
+    for group_len in GROUP_LENS {
+        for smoothing in
+            [Smoothing::KeyOffset, Smoothing::KeyScale, Smoothing::Rotation, Smoothing::OffsetRotation]
+        {
             variants.push(Variant::Cache(CacheKind::int8(group_len, ScaleType::F16), smoothing));
         }
     }
@@ -121,7 +126,7 @@ pub fn all_variants() -> Vec<Variant> {
 
 /// Constants for smoothing, from a sample that is none of the measured texts.
 pub struct Calibration {
-    offsets: Vec<Vec<f32>>,
+    offsets: Vec<KeyOffset>,
     factors: Vec<Vec<f32>>,
 }
 
@@ -142,16 +147,11 @@ impl Calibration {
         let mut offsets = Vec::new();
         let mut factors = Vec::new();
         for Recorded { k, .. } in &recorded {
-            let rows = (k.len() / width).max(1) as f32;
-            let mut mean = vec![0f32; width];
+            offsets.push(KeyOffset::from_sample(k, width)?);
             let mut amax = vec![0f32; width];
             for row in k.chunks_exact(width) {
-                for ((mean, amax), x) in mean.iter_mut().zip(&mut amax).zip(row) {
-                    *mean += x / rows;
-                    *amax = amax.max(x.abs());
-                }
+                amax.iter_mut().zip(row).for_each(|(amax, x)| *amax = amax.max(x.abs()));
             }
-            offsets.push(mean);
             // Half of the way in logarithms: outliers shrink, and q's channels do not grow without bound.
             factors.push(amax.iter().map(|a| (0.5 * a.max(1e-3).log2()).round().exp2()).collect());
         }
@@ -275,16 +275,18 @@ fn around(
 ) -> (CacheKind, Option<Box<dyn Transform>>) {
     match *variant {
         Variant::Cache(kind, Smoothing::None) => (kind, None),
-        Variant::Cache(kind, Smoothing::KeyOffset) => {
-            (kind, Some(Box::new(KeyOffset { offsets: calibration.offsets.clone() })))
-        }
         Variant::Cache(kind, Smoothing::KeyScale) => {
             let gqa_group = config.num_q_heads / config.num_kv_heads;
             let factors = calibration.factors.clone();
             (kind, Some(Box::new(KeyScale { factors, head_dim: config.head_dim, gqa_group })))
         }
-        Variant::Cache(kind, Smoothing::Rotation) => {
-            (kind, Some(Box::new(Rotate { head_dim: config.head_dim })))
+        Variant::Cache(kind, smoothing) => {
+            let offsets = match smoothing {
+                Smoothing::Rotation => Vec::new(),
+                _ => calibration.offsets.clone(),
+            };
+            let rotate = smoothing != Smoothing::KeyOffset;
+            (kind, Some(Box::new(SmoothKeys { offsets, rotate, head_dim: config.head_dim })))
         }
         Variant::Rounded { k_group_len, v_group_len, scale_type, rounding } => {
             let len = |group_len: Option<u32>| group_len.map(|len| len as usize);

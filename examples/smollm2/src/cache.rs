@@ -66,14 +66,11 @@ pub struct CacheOptions {
     pub backend: Option<BackendId>,
 }
 
-/// Looks at, or changes, what goes into and comes out of attention: `q`, `out` `[n, num_q_heads, head_dim]`, `k`, `v`
-/// `[n, num_kv_heads, head_dim]`, k and q rotated.
+/// Looks at, or changes, what goes into attention: `q` `[n, num_q_heads, head_dim]`, `k` and `v`
+/// `[n, num_kv_heads, head_dim]`, after the rotary embedding.
 pub trait Transform {
     /// Before K and V are stored.
-    fn before(&mut self, layer: usize, q: &mut [f32], k: &mut [f32], v: &mut [f32]);
-
-    /// After attention.
-    fn after(&mut self, _layer: usize, _out: &mut [f32]) {}
+    fn before(&mut self, layer: usize, q: &mut [f32], k: &mut [f32], v: &mut [f32]) -> Result<()>;
 }
 
 /// Sessions of all layers, pages, and the step in hand.
@@ -188,7 +185,7 @@ impl Attention for ModelCache<'_> {
         let mut changed = None;
         if let Some(transform) = &mut self.transform {
             let (mut q, mut k, mut v) = (q.to_vec(), k.to_vec(), v.to_vec());
-            transform.before(layer, &mut q, &mut k, &mut v);
+            transform.before(layer, &mut q, &mut k, &mut v)?;
             changed = Some((q, k, v));
         }
         let (q, k, v) = changed.as_ref().map_or((q, k, v), |(q, k, v)| (q, k, v));
@@ -198,9 +195,6 @@ impl Attention for ModelCache<'_> {
         session.plan_for(&self.spec, &self.kv_lens, table)?;
         session.decode(FloatSlice::F32(q), FloatSliceMut::F32(out), None)?;
         self.attention_time += start.elapsed();
-        if let Some(transform) = &mut self.transform {
-            transform.after(layer, out);
-        }
         Ok(())
     }
 }

@@ -2,7 +2,8 @@
 //! attention is the same in exact arithmetic.
 
 use crate::cache::Transform;
-use kv_quant::{ScaleType, quantize_value, round_scale_up};
+use anyhow::Result;
+use kv_quant::{KeyOffset, ScaleType, quantize_value, rotate_heads, round_scale_up};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -55,29 +56,37 @@ impl FakeQuant {
 }
 
 impl Transform for FakeQuant {
-    fn before(&mut self, _: usize, _: &mut [f32], k: &mut [f32], v: &mut [f32]) {
+    fn before(&mut self, _: usize, _: &mut [f32], k: &mut [f32], v: &mut [f32]) -> Result<()> {
         for (group_len, x) in [(self.k_group_len, k), (self.v_group_len, v)] {
             if let Some(group_len) = group_len {
                 x.chunks_exact_mut(group_len).for_each(|group| self.round(group));
             }
         }
+        Ok(())
     }
 }
 
-/// Subtracts a fixed offset a channel from every K. `q . offset` is the same for all tokens of a query, so softmax does not
-/// see it (without soft-cap and sinks; lse shifts by it).
+/// Takes a fixed offset a channel off every K, then (if `rotate`) turns every head of q and K.
 #[derive(Clone, Debug)]
-pub struct KeyOffset {
-    /// `[layer][num_kv_heads * head_dim]`.
-    pub offsets: Vec<Vec<f32>>,
+pub struct SmoothKeys {
+    /// One a layer; none for no offset.
+    pub offsets: Vec<KeyOffset>,
+    /// Whether q and K are rotated.
+    pub rotate: bool,
+    /// Channels of a head, a power of two if rotated.
+    pub head_dim: usize,
 }
 
-impl Transform for KeyOffset {
-    fn before(&mut self, layer: usize, _: &mut [f32], k: &mut [f32], _: &mut [f32]) {
-        let Some(offsets) = self.offsets.get(layer) else { return };
-        for row in k.chunks_exact_mut(offsets.len()) {
-            row.iter_mut().zip(offsets).for_each(|(x, offset)| *x -= offset);
+impl Transform for SmoothKeys {
+    fn before(&mut self, layer: usize, q: &mut [f32], k: &mut [f32], _: &mut [f32]) -> Result<()> {
+        if let Some(offset) = self.offsets.get(layer) {
+            offset.subtract(k);
         }
+        if self.rotate {
+            rotate_heads(q, self.head_dim as u32)?;
+            rotate_heads(k, self.head_dim as u32)?;
+        }
+        Ok(())
     }
 }
 
@@ -93,8 +102,8 @@ pub struct KeyScale {
 }
 
 impl Transform for KeyScale {
-    fn before(&mut self, layer: usize, q: &mut [f32], k: &mut [f32], _: &mut [f32]) {
-        let Some(factors) = self.factors.get(layer) else { return };
+    fn before(&mut self, layer: usize, q: &mut [f32], k: &mut [f32], _: &mut [f32]) -> Result<()> {
+        let Some(factors) = self.factors.get(layer) else { return Ok(()) };
         for row in k.chunks_exact_mut(factors.len()) {
             row.iter_mut().zip(factors).for_each(|(x, factor)| *x /= factor);
         }
@@ -105,42 +114,7 @@ impl Transform for KeyScale {
                 q.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
             }
         }
-    }
-}
-
-/// Turns every head of q and K (and of V, and the output back) by an orthonormal Walsh-Hadamard matrix: outliers are
-/// spread over the head. `head_dim` is a power of two.
-#[derive(Clone, Copy, Debug)]
-pub struct Rotate {
-    /// Channels of a head.
-    pub head_dim: usize,
-}
-
-/// The orthonormal Walsh-Hadamard transform, its own inverse.
-fn hadamard(x: &mut [f32]) {
-    let mut half = 1;
-    while half < x.len() {
-        for pair in x.chunks_exact_mut(2 * half) {
-            let (a, b) = pair.split_at_mut(half);
-            for (a, b) in a.iter_mut().zip(b) {
-                (*a, *b) = (*a + *b, *a - *b);
-            }
-        }
-        half *= 2;
-    }
-    let factor = 1.0 / (x.len() as f32).sqrt();
-    x.iter_mut().for_each(|x| *x *= factor);
-}
-
-impl Transform for Rotate {
-    fn before(&mut self, _: usize, q: &mut [f32], k: &mut [f32], v: &mut [f32]) {
-        for x in [q, k, v] {
-            x.chunks_exact_mut(self.head_dim).for_each(hadamard);
-        }
-    }
-
-    fn after(&mut self, _: usize, out: &mut [f32]) {
-        out.chunks_exact_mut(self.head_dim).for_each(hadamard);
+        Ok(())
     }
 }
 
@@ -163,7 +137,7 @@ pub struct Record {
 }
 
 impl Transform for Record {
-    fn before(&mut self, layer: usize, q: &mut [f32], k: &mut [f32], v: &mut [f32]) {
+    fn before(&mut self, layer: usize, q: &mut [f32], k: &mut [f32], v: &mut [f32]) -> Result<()> {
         let mut layers = self.layers.borrow_mut();
         if layers.len() <= layer {
             layers.resize_with(layer + 1, Recorded::default);
@@ -173,25 +147,13 @@ impl Transform for Record {
             recorded.k.extend_from_slice(k);
             recorded.v.extend_from_slice(v);
         }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rotation_is_its_own_inverse_and_keeps_products() {
-        let a: Vec<f32> = (0..64).map(|i| (i as f32 * 0.7).sin()).collect();
-        let b: Vec<f32> = (0..64).map(|i| (i as f32 * 1.3).cos()).collect();
-        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
-        let (mut a2, mut b2) = (a.clone(), b.clone());
-        hadamard(&mut a2);
-        hadamard(&mut b2);
-        assert!((dot(&a, &b) - dot(&a2, &b2)).abs() < 1e-4);
-        hadamard(&mut a2);
-        assert!(a.iter().zip(&a2).all(|(x, y)| (x - y).abs() < 1e-5));
-    }
 
     #[test]
     fn truncation_is_a_whole_step_off_and_shrinks() {

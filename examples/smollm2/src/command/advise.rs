@@ -92,6 +92,11 @@ pub fn run(args: &Args) -> Result<()> {
     if !mended.is_empty() {
         writeln!(out, "a K offset would allow longer groups in layers {mended:?}")?;
     }
+    let rotated = advice.layers.iter().enumerate().filter(|(_, l)| l.k_group_len_rotated > l.k_group_len);
+    let rotated: Vec<_> = rotated.map(|(i, _)| i).collect();
+    if !rotated.is_empty() {
+        writeln!(out, "rotating q and K would allow longer groups in layers {rotated:?}")?;
+    }
     Ok(())
 }
 
@@ -156,7 +161,7 @@ fn json(advice: &Advice) -> serde_json::Value {
             .errors
             .iter()
             .map(|e| {
-                serde_json::json!({ "group_len": e.group_len, "error": e.error, "error_with_offset": e.error_with_offset,
+                serde_json::json!({ "group_len": e.group_len, "error": e.error, "error_with_offset": e.error_with_offset, "error_rotated": e.error_rotated,
                     "saturated": e.saturated, "drowned": e.drowned })
             })
             .collect();
@@ -172,7 +177,7 @@ fn json(advice: &Advice) -> serde_json::Value {
         .iter()
         .map(|l| {
             serde_json::json!({ "k_group_len": l.k_group_len, "v_group_len": l.v_group_len,
-                "k_group_len_with_offset": l.k_group_len_with_offset, "heads": l.heads.iter().map(head).collect::<Vec<_>>() })
+                "k_group_len_with_offset": l.k_group_len_with_offset, "k_group_len_rotated": l.k_group_len_rotated, "heads": l.heads.iter().map(head).collect::<Vec<_>>() })
         })
         .collect();
     serde_json::json!({

@@ -4,6 +4,7 @@ use super::{CacheArgs, ModelArgs};
 use crate::cache::{CacheOptions, ModelCache, PAGE_LEN};
 use crate::generate::{Order, Report, generate};
 use crate::sample::Sampling;
+use crate::transform::SmoothKeys;
 use anyhow::{Result, ensure};
 use std::io::Write;
 use std::sync::Arc;
@@ -74,6 +75,10 @@ pub fn run(args: &Args) -> Result<()> {
         cache.selection().device,
         kind.format(model.config())?
     );
+    if args.cache.rotate_keys {
+        let head_dim = model.config().head_dim;
+        cache.transform = Some(Box::new(SmoothKeys { offsets: Vec::new(), rotate: true, head_dim }));
+    }
     let stop = Arc::new(AtomicBool::new(false));
     let handler = Arc::clone(&stop);
     ctrlc::set_handler(move || {

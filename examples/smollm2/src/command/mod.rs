@@ -60,6 +60,9 @@ pub struct CacheArgs {
     /// Arrangement of the cache: native, hnd or nhd
     #[arg(long, default_value = "native")]
     pub layout: String,
+    /// Rotate q and K of every head, so that outlier channels of K are spread
+    #[arg(long)]
+    pub rotate_keys: bool,
     /// Layers kept in f16, e.g. 0,29
     #[arg(long, value_delimiter = ',')]
     pub f16_layers: Vec<usize>,
