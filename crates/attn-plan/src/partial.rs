@@ -71,6 +71,15 @@ impl SoftmaxState {
 }
 
 /// A partial state of one query row: what stage 1 hands to stage 2.
+/// ```
+/// use attn_plan::Partial;
+/// let mut state = Partial::empty(2);
+/// state.merge(&Partial::token(1.0, &[4.0, 0.0]));
+/// state.merge(&Partial::token(1.0, &[0.0, 2.0]));
+/// assert_eq!(state.output(), [2.0, 1.0]);
+/// assert_eq!(state.state.lse(), 1.0 + 2f32.ln());
+/// assert_eq!(Partial::empty(2).output(), [0.0, 0.0]);
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Partial {
     /// Maximum and sum.

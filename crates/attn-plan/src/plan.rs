@@ -36,6 +36,19 @@ impl WorkItem {
 }
 
 /// A schedule, as a value. [`Self::update`] reuses its memory, so that planning allocates only while it grows.
+/// ```
+/// use attn_plan::{DecodeSpec, NO_PARTIAL, SplitConfig, SplitPlan};
+/// let spec = DecodeSpec::new(32, 8, 128);
+/// let plan = SplitPlan::new(&spec, &[2000, 64], &SplitConfig::throughput(2))?;
+/// for worker in 0..2 {
+///     for item in plan.worker_items(worker) {
+///         println!("worker {worker}: request {} {}..{}", item.request_idx, item.token_start, item.token_end);
+///     }
+/// }
+/// assert_eq!(plan.num_partials(), 2); // the long request is cut once
+/// assert_eq!(plan.items().last().map(|item| item.partial_idx), Some(NO_PARTIAL));
+/// # Ok::<(), attn_plan::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SplitPlan {
     config: Option<SplitConfig>,

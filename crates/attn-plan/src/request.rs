@@ -13,6 +13,12 @@ pub enum PageRows<'a> {
 }
 
 /// Page indices of all requests. With pages of one slot this is LightLLM's token index.
+/// ```
+/// use attn_plan::{PageRows, PageTable};
+/// let table = PageTable { pages: &[4, 9, 2], rows: PageRows::Starts(&[0, 2]) };
+/// assert_eq!(table.row(0, 2), Some(&[4, 9][..]));
+/// assert_eq!(table.slot(0, 17, 16), Some(9 * 16 + 1));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageTable<'a> {
     /// Page indices; entries past a request's last page are never read.
@@ -51,6 +57,20 @@ impl<'a> PageTable<'a> {
 }
 
 /// One decode step: what is asked of every backend.
+/// ```
+/// use attn_plan::{DecodeRequest, DecodeSpec, Error, PageTable};
+/// use kv_quant::{CacheFormat, CacheLayout, ScaleType};
+/// let layout = CacheLayout::native(CacheFormat::new(2, 64, 8, 8, ScaleType::F16)?, 8, 16)?;
+/// let spec = DecodeSpec::new(6, 2, 64);
+/// let pages = [3, 1, 7, -1];                       // two rows of two entries
+/// let page_table = PageTable::padded(&pages, 2);
+/// let request = DecodeRequest { spec: &spec, kv_lens: &[20, 16], page_table };
+/// assert_eq!(request.check(&layout), Ok(()));      // the -1 is past the second request's end
+/// let request = DecodeRequest { kv_lens: &[20, 17], ..request };
+/// let error = Error::PageOutOfRange { request: 1, position: 1, page: -1, num_pages: 8 };
+/// assert_eq!(request.check(&layout), Err(error));
+/// # Ok::<(), kv_quant::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct DecodeRequest<'a> {
     /// Shapes, scale, mask, types.

@@ -13,6 +13,14 @@ pub const MAX_Q_LEN: u32 = 1024;
 /// With `p = kv_len - q_len + i` the position of new token `i` and `t` that of a cached token, the logit is
 /// `s = softmax_scale * q.k`, then `soft_cap * tanh(s / soft_cap)`, then `+ alibi_slopes[head] * (t - p)`.
 /// Token `t` is visible if `t <= p` and, with a window, `t > p - window`.
+/// ```
+/// use attn_plan::{DecodeSpec, Error};
+/// // Two new tokens a sequence, each seeing the latest 4 tokens.
+/// let spec = DecodeSpec { q_len: 2, window: Some(4), ..DecodeSpec::new(14, 2, 64) };
+/// assert_eq!(spec.gqa_group(), 7);
+/// assert_eq!((spec.visible(10, 0), spec.visible(10, 1)), (5..9, 6..10));
+/// assert_eq!(DecodeSpec { window: Some(0), ..spec }.check(), Err(Error::Window));
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecodeSpec {
     /// Query heads; a multiple of `num_kv_heads`. Query head `h` reads kv head `h / gqa_group`.

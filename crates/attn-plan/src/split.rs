@@ -24,6 +24,13 @@ impl std::fmt::Display for SplitPolicy {
 }
 
 /// The facts and numbers from which a [`crate::SplitPlan`] follows.
+/// ```
+/// use attn_plan::{Error, SplitConfig, SplitPolicy};
+/// let config = SplitConfig::throughput(33);
+/// assert_eq!((config.tile_len, config.check()), (64, Ok(())));
+/// let config = config.with_policy(SplitPolicy::BatchInvariant { split_len: 100 });
+/// assert_eq!(config.check(), Err(Error::SplitLen { split_len: 100, tile_len: 64 }));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SplitConfig {
     /// What a split may depend on.

@@ -3,6 +3,12 @@
 use crate::{DecodeSpec, Error, SplitPlan};
 
 /// Elements of the two f32 arrays that stage 1 writes and stage 2 reads.
+/// ```
+/// use attn_plan::{DecodeSpec, WorkspaceSize};
+/// let size = WorkspaceSize::for_partials(&DecodeSpec::new(32, 8, 128), 64)?;
+/// assert_eq!(size.bytes(), 64 * 32 * (128 + 2) * 4);
+/// # Ok::<(), attn_plan::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WorkspaceSize {
     /// `[num_partials, num_q_heads, q_len, head_dim]` f32: unnormalized outputs.

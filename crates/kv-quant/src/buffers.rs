@@ -3,6 +3,15 @@
 use crate::{CacheLayout, Error, MAX_BUFFERS};
 
 /// A cache's buffers, read-only. Buffers are plain bytes; the layout says what lies where.
+/// ```
+/// use kv_quant::{CacheFormat, CacheLayout, CacheView, Error, ScaleType};
+/// let layout = CacheLayout::lightllm(CacheFormat::new(1, 16, 16, 16, ScaleType::F16)?, 10)?;
+/// let (codes, scales) = (vec![0u8; 10 * 2 * 16], vec![0u8; 10 * 2 * 2]);
+/// assert!(CacheView::new(&layout, &[&codes, &scales]).is_ok());
+/// let error = CacheView::new(&layout, &[&codes, &scales[1..]]).unwrap_err();
+/// assert_eq!(error, Error::BufferLen { buffer_idx: 1, got: 39, want: 40 });
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct CacheView<'a> {
     buffers: [&'a [u8]; MAX_BUFFERS],

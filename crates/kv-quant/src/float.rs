@@ -65,6 +65,14 @@ impl std::fmt::Display for FloatType {
 }
 
 /// A borrowed input of one of the element types.
+/// ```
+/// use kv_quant::{FloatSlice, FloatType};
+/// let x = FloatSlice::F32(&[1.0, 2.0, 3.0]);
+/// assert_eq!((x.float_type(), x.len(), x.get(1)), (FloatType::F32, 3, Some(2.0)));
+/// let mut wide = [0f32; 2];
+/// x.widen(1, &mut wide);
+/// assert_eq!(wide, [2.0, 3.0]);
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub enum FloatSlice<'a> {
     /// IEEE binary16.
@@ -151,6 +159,13 @@ impl<'a> FloatSlice<'a> {
 }
 
 /// A borrowed output of one of the element types.
+/// ```
+/// use half::bf16;
+/// use kv_quant::FloatSliceMut;
+/// let mut out = [bf16::ZERO; 2];
+/// FloatSliceMut::Bf16(&mut out).narrow(1, &[1.0 + 1.0 / 512.0]);
+/// assert_eq!(out[1], bf16::ONE); // rounded to nearest
+/// ```
 #[derive(Debug)]
 pub enum FloatSliceMut<'a> {
     /// IEEE binary16.

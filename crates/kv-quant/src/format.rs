@@ -10,6 +10,16 @@ pub const MIN_HEAD_DIM: u32 = 16;
 pub const MAX_HEAD_DIM: u32 = 256;
 
 /// The coding of a cache: valid by construction.
+/// ```
+/// use kv_quant::{CacheFormat, Error, ScaleType, Side};
+/// let format = CacheFormat::new(8, 128, 8, 32, ScaleType::F16)?;
+/// assert_eq!(format.num_groups(Side::K), 16);
+/// assert_eq!(format.bytes_per_token(), 8 * (2 * 128 + (16 + 4) * 2));
+/// assert_eq!(format.to_string(), "int8 h8 d128 gk8 gv32 f16");
+/// let error = CacheFormat::new(8, 100, 8, 8, ScaleType::F16).unwrap_err();
+/// assert_eq!(error, Error::GroupLen { side: Side::K, group_len: 8, head_dim: 100 });
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CacheFormat {
     num_kv_heads: u32,

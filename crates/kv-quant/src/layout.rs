@@ -7,6 +7,19 @@ use crate::{CacheFormat, Error, LayoutKind, Plane, PlaneId, Side};
 pub const MAX_BUFFERS: usize = 4;
 
 /// A cache's format, size and strides: valid by construction (nothing overlaps, every offset fits u64).
+/// ```
+/// use kv_quant::{CacheFormat, CacheLayout, Error, Plane, PlaneId, ScaleType, Side};
+/// let format = CacheFormat::new(2, 64, 32, 32, ScaleType::F16)?;
+/// let layout = CacheLayout::nhd(format, 4, 16)?;
+/// // Buffer and bytes of the K codes of head 1 at slot 5 of page 2: [page, slot, head, channel].
+/// let row = ((2 * 16 + 5) * 2 + 1) * 64;
+/// assert_eq!(layout.row_bytes(PlaneId::Codes(Side::K), 2 * 16 + 5, 1), (0, row..row + 64));
+/// // Strides of one's own: the V plane may not lie in the K plane's bytes.
+/// let mut planes = PlaneId::ALL.map(|id| *layout.plane(id));
+/// planes[1] = Plane { buffer_idx: 0, ..planes[1] };
+/// assert!(matches!(CacheLayout::custom(format, 4, 16, planes), Err(Error::Overlap { .. })));
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CacheLayout {
     format: CacheFormat,
@@ -72,7 +85,7 @@ impl CacheLayout {
     }
 
     /// The native layout: one buffer `[num_pages, num_kv_heads, 2, page_len, record]`, K before V. A record is
-    /// `head_dim` codes, then the scales, padded to [`NATIVE_RECORD_ALIGN`] bytes; K and V records have one size.
+    /// `head_dim` codes, then the scales, padded to [`crate::NATIVE_RECORD_ALIGN`] bytes; K and V records have one size.
     pub fn native(format: CacheFormat, num_pages: u64, page_len: u32) -> Result<Self, Error> {
         let (code_bytes, scale_bytes) = (format.element().bytes() as u64, format.scale_type().bytes() as u64);
         let (codes, record) = native_record(&format);

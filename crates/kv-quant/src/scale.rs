@@ -57,6 +57,15 @@ impl std::fmt::Display for ScaleType {
 }
 
 /// A scale as stored: its value and its bit pattern in the low bytes of `bits`.
+/// ```
+/// use kv_quant::{ScaleType, round_scale_up};
+/// let scale = round_scale_up(127.01, ScaleType::F16).expect("no overflow");
+/// assert_eq!((scale.value, scale.bits), (1.0 + 1.0 / 1024.0, 0x3c01));
+/// let mut bytes = [0u8; 2];
+/// assert!(scale.write(ScaleType::F16, &mut bytes));
+/// assert_eq!(ScaleType::F16.read(&bytes), Some(scale.value));
+/// assert!(round_scale_up(f32::MAX, ScaleType::F16).is_none());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StoredScale {
     /// The value, exact.

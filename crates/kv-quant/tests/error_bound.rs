@@ -128,6 +128,15 @@ proptest! {
 }
 
 #[test]
+fn the_worked_example_of_the_documentation() {
+    // docs/int8-format.md, section 1.
+    let mut codes = [0i8; 4];
+    let scale = quantize_group(&[1.0, -0.5, 0.25, 0.003], ScaleType::F16, &mut codes).unwrap();
+    assert_eq!((scale.bits, scale.value), (0x2009, 1033.0 * 2f32.powi(-17)));
+    assert_eq!(codes, [127, -63, 32, 0]);
+}
+
+#[test]
 fn bf16_scales_are_not_always_a_fixed_point() {
     // amax / 127 just above 1: the scale is 1 + 2^-7, the largest code 126, and 126 / 127 of that rounds up to less.
     let x = [127.01f32; 8];

@@ -162,6 +162,35 @@ fn lightllm_is_the_documented_index() {
 }
 
 #[test]
+fn the_worked_examples_of_the_documentation() {
+    // docs/int8-format.md: channel 40 (group 1) of head 1 at page 2, slot 5, 16 slots a page.
+    let format = format(2, 64, 32, 32, ScaleType::F16);
+    let paged = 2 * 16 + 5;
+    for (layout, slot, want) in [
+        (CacheLayout::hnd(format, 4, 16), paged, [5480, 5480, 342, 342]),
+        (CacheLayout::nhd(format, 4, 16), paged, [4840, 4840, 302, 302]),
+        (CacheLayout::lightllm(format, 64), 37, [9576, 9704, 598, 606]),
+        (CacheLayout::native(format, 4, 16), paged, [13240, 14520, 13266, 14546]),
+    ] {
+        let layout = layout.unwrap();
+        let bytes = PlaneId::ALL.map(|id| {
+            let within = if matches!(id, PlaneId::Codes(_)) { 40 } else { 2 };
+            layout.row_bytes(id, slot, 1).1.start + within
+        });
+        assert_eq!(bytes, want, "{}", layout.kind());
+    }
+    let native = CacheLayout::native(format, 4, 16).unwrap();
+    let strides = PlaneId::ALL.map(|id| {
+        let p = native.plane(id);
+        [p.offset, p.page_stride, p.slot_stride, p.head_stride]
+    });
+    assert_eq!(
+        strides,
+        [[0, 5120, 80, 2560], [1280, 5120, 80, 2560], [32, 2560, 40, 1280], [672, 2560, 40, 1280]]
+    );
+}
+
+#[test]
 fn native_records_are_one_piece() {
     let format = format(2, 128, 8, 8, ScaleType::F16);
     for page_len in [1u32, 16] {

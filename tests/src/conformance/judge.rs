@@ -144,7 +144,7 @@ fn enter(subject: &Subject, suite: &str, case: &Case, worst: f64) {
 fn length_class(kv_len: u32, tile: u32) -> String {
     match kv_len {
         0..=2 => kv_len.to_string(),
-        _ if kv_len % tile == 0 => "edge".to_owned(),
+        _ if kv_len.is_multiple_of(tile) => "edge".to_owned(),
         _ if kv_len % tile == 1 => "edge+1".to_owned(),
         _ if kv_len % tile == tile - 1 => "edge-1".to_owned(),
         3..=63 => "3..64".to_owned(),
