@@ -3,7 +3,7 @@
 use crate::cache::{CHUNK_LEN, CacheKind, CacheOptions, ModelCache, Transform};
 use crate::model::{Config, Model};
 use crate::score::{Reference, Score};
-use crate::transform::{FakeQuant, KeyScale, Record, Recorded, Rounding, SmoothKeys};
+use crate::transform::{FakeQuant, Record, Recorded, Rounding, SmoothKeys};
 use anyhow::{Context, Result};
 use attn_backend::BackendId;
 use kv_quant::{FloatType, KeyOffset, LayoutKind, ScaleType};
@@ -17,8 +17,6 @@ pub enum Smoothing {
     None,
     /// A fixed offset a K channel.
     KeyOffset,
-    /// A fixed power of two a K channel, folded into q.
-    KeyScale,
     /// Walsh-Hadamard rotation of every head of q and K.
     Rotation,
     /// An offset, then the rotation.
@@ -55,7 +53,6 @@ impl Variant {
                 let format = match smoothing {
                     Smoothing::None => "int8",
                     Smoothing::KeyOffset => "int8, K offset",
-                    Smoothing::KeyScale => "int8, K scale in q",
                     Smoothing::Rotation => "int8, K rotated",
                     Smoothing::OffsetRotation => "int8, K offset and rotated",
                 };
@@ -114,10 +111,8 @@ pub fn all_variants() -> Vec<Variant> {
             variants.push(Variant::Rounded { k_group_len, v_group_len, scale_type, rounding });
         }
     }
-    for group_len in GROUP_LENS {
-        for smoothing in
-            [Smoothing::KeyOffset, Smoothing::KeyScale, Smoothing::Rotation, Smoothing::OffsetRotation]
-        {
+    for group_len in [8, 32, 64] {
+        for smoothing in [Smoothing::KeyOffset, Smoothing::Rotation, Smoothing::OffsetRotation] {
             variants.push(Variant::Cache(CacheKind::int8(group_len, ScaleType::F16), smoothing));
         }
     }
@@ -127,7 +122,6 @@ pub fn all_variants() -> Vec<Variant> {
 /// Constants for smoothing, from a sample that is none of the measured texts.
 pub struct Calibration {
     offsets: Vec<KeyOffset>,
-    factors: Vec<Vec<f32>>,
 }
 
 /// The sample: prose written for this purpose.
@@ -142,20 +136,10 @@ const CALIBRATION_TEXT: &str = "The harbour lay quiet under a pale sky. Two fish
 impl Calibration {
     /// Runs the sample through the model over an f32 cache.
     pub fn measure(model: &Model, tokens: &[u32]) -> Result<Self> {
-        let recorded = record(model, tokens)?;
         let width = model.config().num_kv_heads * model.config().head_dim;
-        let mut offsets = Vec::new();
-        let mut factors = Vec::new();
-        for Recorded { k, .. } in &recorded {
-            offsets.push(KeyOffset::from_sample(k, width)?);
-            let mut amax = vec![0f32; width];
-            for row in k.chunks_exact(width) {
-                amax.iter_mut().zip(row).for_each(|(amax, x)| *amax = amax.max(x.abs()));
-            }
-            // Half of the way in logarithms: outliers shrink, and q's channels do not grow without bound.
-            factors.push(amax.iter().map(|a| (0.5 * a.max(1e-3).log2()).round().exp2()).collect());
-        }
-        Ok(Self { offsets, factors })
+        let recorded = record(model, tokens)?;
+        let offsets = recorded.iter().map(|r| KeyOffset::from_sample(&r.k, width));
+        Ok(Self { offsets: offsets.collect::<Result<_, _>>()? })
     }
 
     /// The text of the sample.
@@ -275,11 +259,6 @@ fn around(
 ) -> (CacheKind, Option<Box<dyn Transform>>) {
     match *variant {
         Variant::Cache(kind, Smoothing::None) => (kind, None),
-        Variant::Cache(kind, Smoothing::KeyScale) => {
-            let gqa_group = config.num_q_heads / config.num_kv_heads;
-            let factors = calibration.factors.clone();
-            (kind, Some(Box::new(KeyScale { factors, head_dim: config.head_dim, gqa_group })))
-        }
         Variant::Cache(kind, smoothing) => {
             let offsets = match smoothing {
                 Smoothing::Rotation => Vec::new(),

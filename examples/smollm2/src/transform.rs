@@ -90,34 +90,6 @@ impl Transform for SmoothKeys {
     }
 }
 
-/// Divides K by a fixed factor a channel and multiplies q by it.
-#[derive(Clone, Debug)]
-pub struct KeyScale {
-    /// `[layer][num_kv_heads * head_dim]`, powers of two so that nothing is rounded.
-    pub factors: Vec<Vec<f32>>,
-    /// Channels of a head.
-    pub head_dim: usize,
-    /// Query heads a kv head.
-    pub gqa_group: usize,
-}
-
-impl Transform for KeyScale {
-    fn before(&mut self, layer: usize, q: &mut [f32], k: &mut [f32], _: &mut [f32]) -> Result<()> {
-        let Some(factors) = self.factors.get(layer) else { return Ok(()) };
-        for row in k.chunks_exact_mut(factors.len()) {
-            row.iter_mut().zip(factors).for_each(|(x, factor)| *x /= factor);
-        }
-        for row in q.chunks_exact_mut(factors.len() * self.gqa_group) {
-            for (head, q) in row.chunks_exact_mut(self.head_dim).enumerate() {
-                let first = head / self.gqa_group * self.head_dim;
-                let factors = factors.get(first..first + self.head_dim).unwrap_or_default();
-                q.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
-            }
-        }
-        Ok(())
-    }
-}
-
 /// What passed by in one layer: q `[n, num_q_heads, head_dim]`, K and V `[n, num_kv_heads, head_dim]`, q and K rotated.
 #[derive(Clone, Debug, Default)]
 pub struct Recorded {

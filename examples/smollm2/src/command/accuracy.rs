@@ -25,7 +25,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     text_root: Option<PathBuf>,
     /// Tokens of each text
-    #[arg(long, default_value_t = 3072)]
+    #[arg(long, default_value_t = 2816)]
     tokens: usize,
     /// Tokens that are read from an empty cache
     #[arg(long, default_value_t = 1024)]
