@@ -11,6 +11,7 @@ pub mod case;
 pub mod compare;
 pub mod conformance;
 pub mod count;
+pub mod forced_isa;
 pub mod malformed;
 pub mod mutant;
 pub mod numbers;

@@ -194,3 +194,53 @@ fn median(times: &mut [Duration]) -> Duration {
     times.sort_unstable();
     times.get(times.len() / 2).copied().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(value: &serde_json::Value) -> Vec<&str> {
+        value.as_object().unwrap().keys().map(String::as_str).collect()
+    }
+
+    /// The whole way for one layer, and what `--json` promises.
+    #[test]
+    fn one_row_from_the_fixture_to_json() {
+        let fixture = Fixture::load(&workspace::root().join(FIXTURE)).unwrap();
+        assert_eq!(fixture.layers.iter().map(|layer| layer.layer).collect::<Vec<_>>(), [0, 14, 29]);
+        let layout = decode::layout(&fixture, LayoutKind::LightLlm, 64).unwrap();
+        let descriptor = Descriptor::new(layout, decode::spec(&fixture));
+        let options = SelectOptions::named(BackendId::CPU);
+        let selection = select(&Registry::builtin(), &descriptor, &options).unwrap();
+        let row = measure(&fixture, &fixture.layers[0], 64, &selection, &ProgressBar::hidden()).unwrap();
+        assert_eq!((row.bytes_per_token, row.bytes_per_token_f16), (396.0, 768.0));
+        assert!(row.arithmetic_error < row.quantization_error);
+
+        let refused = vec![Refused { backend: "cuda".to_owned(), reason: "unavailable".to_owned() }];
+        let report = Report { backend: "cpu".to_owned(), refused, rows: vec![row] };
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(keys(&json), ["backend", "refused", "rows"]);
+        assert_eq!(keys(&json["refused"][0]), ["backend", "reason"]);
+        let mut row = keys(&json["rows"][0]);
+        row.sort_unstable();
+        assert_eq!(
+            row,
+            [
+                "arithmetic_error",
+                "bytes_per_token",
+                "bytes_per_token_f16",
+                "group_len",
+                "layer",
+                "microseconds_per_step",
+                "quantization_error"
+            ]
+        );
+        assert!(table::render(&fixture, &selection, &report).contains("not cuda: unavailable"));
+    }
+
+    #[test]
+    fn a_plot_is_an_svg_file() {
+        assert!(svg_path("error.svg").is_ok());
+        assert_eq!(svg_path("error.png"), Err("valid: a file name that ends in .svg"));
+    }
+}

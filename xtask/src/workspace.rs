@@ -23,6 +23,7 @@ pub fn kernels_output() -> PathBuf {
 }
 
 /// The commit of the workspace that a binary was made from; empty where git does not answer.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "for records of benchmarks"))]
 pub fn commit() -> String {
     let git = std::process::Command::new("git")
         .args(["rev-parse", "--short=12", "HEAD"])

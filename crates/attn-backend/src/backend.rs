@@ -10,7 +10,7 @@ use kv_quant::PageCopy;
 /// What a backend runs on. A trial's verdict holds for one device, driver and build.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Device {
-    /// The device, e.g. "NVIDIA H100 80GB HBM3" or "x86_64, 16 threads".
+    /// The device, e.g. "NVIDIA H100 80GB HBM3" or "x86_64 avx2, 16 threads".
     pub name: String,
     /// Version of the driver; empty for a host backend.
     pub driver: String,

@@ -128,6 +128,25 @@ impl Output<'_> {
 }
 
 /// The memory of a session's cache.
+///
+/// Decode in place over buffers that another program part owns, here LightLLM's:
+///
+/// ```
+/// use attn_backend::{Descriptor, Memory, MemoryKind, Registry, SelectOptions, Session, SessionOptions, select};
+/// # use attn_plan::DecodeSpec;
+/// # use kv_quant::{CacheFormat, CacheLayout, CacheViewMut, ScaleType};
+/// # let format = CacheFormat::new(2, 64, 8, 8, ScaleType::F16)?;
+/// let layout = CacheLayout::lightllm(format, 100)?;
+/// let (mut codes, mut scales) = (vec![0u8; 100 * 4 * 64], vec![0u8; 100 * 4 * 8 * 2]);
+/// let view = CacheViewMut::new(&layout, vec![&mut codes, &mut scales])?;
+///
+/// let descriptor = Descriptor::new(layout, DecodeSpec::new(6, 2, 64)).with_memory(MemoryKind::Host);
+/// let selection = select(&Registry::builtin(), &descriptor, &SelectOptions::default())?;
+/// let options = SessionOptions { memory: Memory::Host(view), ..SessionOptions::default() };
+/// let session = Session::open(&selection, options)?;
+/// assert_eq!(session.backend().as_str(), "cpu");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub enum Memory<'a> {

@@ -60,6 +60,13 @@ pub enum TrialMode {
 }
 
 /// How to select.
+///
+/// ```
+/// use attn_backend::{BackendId, OverridePolicy, SelectOptions};
+/// // CUDA if it is there and can do it; otherwise the next best, with a warning in log and selection.
+/// let options = SelectOptions { policy: OverridePolicy::Warn, ..SelectOptions::named(BackendId::CUDA) };
+/// assert!(options.read_environment);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SelectOptions {
     /// A backend by name.

@@ -201,8 +201,8 @@ impl<'a> Session<'a> {
     /// Quantizes `k` and `v`, `[slots.len(), num_kv_heads, head_dim]`, into the slots; -1 skips a token.
     ///
     /// # Errors
-    /// Wrong lengths or types, slots out of range or named twice, non-finite input, a scale beyond its type: nothing is
-    /// written.
+    /// Wrong lengths or types, slots out of range or named twice: nothing is written. Non-finite input, a scale beyond
+    /// its type: the CPU writes nothing, a device writes the other rows.
     pub fn append(&mut self, k: FloatSlice<'_>, v: FloatSlice<'_>, slots: &[i64]) -> Result<(), Error> {
         self.append_from(Input::Host(k), Input::Host(v), slots)
     }

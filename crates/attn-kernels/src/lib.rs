@@ -4,7 +4,7 @@
 //!
 //! * [`abi`]: the parameter structs, layout asserted on both sides; plain data.
 //! * `device::launch` and `device::driver`: the only calls into the driver.
-//! * [`device`]: safe, typed objects and functions on top, for plain structs and raw device views.
+//! * `device`: safe, typed objects and functions on top, for plain structs and raw device views.
 //!
 //! Who validates: shapes, strides, lengths and indices are checked by the caller (`attn-backend` does it once, before any
 //! launch). Below that, only what a caller cannot foresee is an error: memory, driver, image, device.

@@ -64,6 +64,7 @@ fn the_rust_table_is_that_of_instances_toml() {
         assert_eq!(number("row_tiles"), instance.key.row_tiles);
         assert_eq!(number("shared_bytes"), instance.shared_bytes);
         assert_eq!(number("min_ctas"), instance.min_ctas);
+        assert_eq!(number("max_heads"), instance.max_heads);
         assert_eq!(number("stages"), instance.stages);
         let symbol = instance.key.to_string();
         for part in ["kernel", "groups", "scales"] {

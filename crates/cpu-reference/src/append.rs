@@ -1,10 +1,15 @@
 //! Append: k, v -> codes and scales in cache slots, by the one quantization rule of `kv_quant`.
 
-use kv_quant::{CacheLayout, CacheViewMut, Error, FloatSlice};
+use crate::arch::{AppendKernel, append_rows};
+use kv_quant::{CacheLayout, CacheViewMut, Element, Error, FloatSlice};
+
+/// Below this many elements one thread is faster than waking others.
+const PARALLEL_ELEMENTS: usize = 1 << 16;
 
 /// Quantizes `k` and `v`, `[slots.len(), num_kv_heads, head_dim]`, and writes token `i` to slot `slots[i]`; -1 skips.
 ///
-/// Same bits and same errors as [`kv_quant::append()`], in parallel. On any error nothing is written.
+/// Same bits and same errors as [`kv_quant::append()`] on every instruction set, vectorised and, for large inputs,
+/// parallel. On any error nothing is written. Does not allocate for up to 32 tokens, nor for slots in rising order.
 ///
 /// # Errors
 /// Those of [`kv_quant::append()`].
@@ -15,5 +20,20 @@ pub fn append(
     v: FloatSlice<'_>,
     slots: &[i64],
 ) -> Result<(), Error> {
-    kv_quant::append(layout, cache, k, v, slots)
+    let format = layout.format();
+    if format.element() != Element::Int8 {
+        return kv_quant::append(layout, cache, k, v, slots);
+    }
+    let row = format.num_kv_heads() as usize * format.head_dim() as usize;
+    let want = slots.len().saturating_mul(row);
+    let kernel = AppendKernel::best();
+    let is_sound = k.len() == want
+        && v.len() == want
+        && k.float_type() == v.float_type()
+        && [k, v].iter().all(|x| kernel.all_within(*x, slots, row, format.scale_type()));
+    // Whatever is wrong, the plain version says what it is.
+    if !is_sound || !append_rows(kernel, layout, cache, k, v, slots, want >= PARALLEL_ELEMENTS) {
+        return kv_quant::append(layout, cache, k, v, slots);
+    }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! The unit of work is one item for one kv head; its rows are the `q_len * gqa_group` query rows that read that head.
 
-use crate::arch::generic::{BlockMask, LogitRule, SidePlanes};
+use crate::arch::generic::{BlockMask, Bytes, LogitRule, SidePlanes};
 use crate::isa::Kernel;
 use crate::workspace::{Line, Workspace};
 use attn_plan::{DecodeRequest, SplitPlan, WorkItem};
@@ -27,7 +27,10 @@ pub(crate) struct Step<'a> {
     pub k: SidePlanes<'a>,
     pub v: SidePlanes<'a>,
     pub rule: LogitRule,
+    pub num_pages: u64,
     pub page_len: u32,
+    /// Whether a slot's heads lie closer than a head's slots.
+    pub heads_are_neighbours: bool,
     pub num_kv_heads: usize,
     pub gqa_group: usize,
     /// Query rows of a kv head: `q_len * gqa_group`, q_len outer.
@@ -37,36 +40,51 @@ pub(crate) struct Step<'a> {
     pub padded_dim: usize,
 }
 
-/// One item for one kv head.
+/// One item for some neighbouring kv heads.
 pub(crate) struct Unit<'a> {
     pub item: WorkItem,
-    pub kv_head: u32,
-    /// `[rows][padded_dim]`.
+    pub first_head: usize,
+    pub num_heads: usize,
+    /// `[num_heads][rows][padded_dim]`.
     pub q: &'a [f32],
-    /// `[rows][padded_dim]`.
+    /// `[num_heads][rows][padded_dim]`.
     pub o: &'a mut [f32],
-    /// `[rows][2]`.
+    /// `[num_heads][rows][2]`.
     pub ml: &'a mut [f32],
 }
 
 impl<'a> Step<'a> {
-    pub(crate) fn new(layout: &CacheLayout, cache: CacheView<'a>, request: &DecodeRequest<'a>) -> Self {
+    /// # Errors
+    /// A buffer that is shorter than the layout says. The unsafe code below relies on this check.
+    pub(crate) fn new(
+        layout: &CacheLayout,
+        cache: CacheView<'a>,
+        request: &DecodeRequest<'a>,
+    ) -> Result<Self, kv_quant::Error> {
+        for (buffer_idx, &want) in layout.buffer_bytes().iter().enumerate() {
+            let got = cache.buffer(buffer_idx).len() as u64;
+            if got < want {
+                return Err(kv_quant::Error::BufferLen { buffer_idx, got, want });
+            }
+        }
         let spec = request.spec;
         let gqa_group = spec.gqa_group() as usize;
         let head_dim = spec.head_dim as usize;
         let format = layout.format();
         let side = |side: Side| {
-            let strides = |id: PlaneId| {
+            let bytes = |id: PlaneId| {
                 let (plane, bytes) = (layout.plane(id), layout.element_bytes(id));
-                [plane.offset, plane.page_stride, plane.slot_stride, plane.head_stride]
-                    .map(|x| x.wrapping_mul(bytes))
+                Bytes {
+                    buffer: cache.buffer(plane.buffer_idx),
+                    offset: plane.offset.wrapping_mul(bytes),
+                    page_stride: plane.page_stride.wrapping_mul(bytes),
+                    slot_stride: plane.slot_stride.wrapping_mul(bytes),
+                    head_stride: plane.head_stride.wrapping_mul(bytes),
+                }
             };
-            let (codes, scales) = (PlaneId::Codes(side), PlaneId::Scales(side));
             SidePlanes {
-                codes: cache.buffer(layout.plane(codes).buffer_idx),
-                scales: cache.buffer(layout.plane(scales).buffer_idx),
-                code_strides: strides(codes),
-                scale_strides: strides(scales),
+                codes: bytes(PlaneId::Codes(side)),
+                scales: bytes(PlaneId::Scales(side)),
                 head_dim,
                 num_groups: format.num_groups(side) as usize,
                 group_len: format.group_len(side) as usize,
@@ -74,7 +92,7 @@ impl<'a> Step<'a> {
                 element: format.element(),
             }
         };
-        Self {
+        Ok(Self {
             request: *request,
             k: side(Side::K),
             v: side(Side::V),
@@ -83,21 +101,27 @@ impl<'a> Step<'a> {
                 soft_cap: spec.soft_cap,
                 alibi: spec.alibi_slopes.is_some(),
             },
+            num_pages: layout.num_pages(),
             page_len: layout.page_len(),
+            heads_are_neighbours: {
+                let codes = layout.plane(PlaneId::Codes(Side::K));
+                codes.head_stride < codes.slot_stride || layout.page_len() == 1
+            },
             num_kv_heads: spec.num_kv_heads as usize,
             gqa_group,
             rows: spec.q_len as usize * gqa_group,
             head_dim,
             padded_dim: padded_dim(head_dim),
-        }
+        })
     }
 
-    /// The page at a position of a request's row; `None` if the table does not hold it.
+    /// The page at a position of a request's row; `None` if the table does not hold it or it is outside the cache.
     #[inline]
     pub(crate) fn page(&self, request: usize, position: u32) -> Option<u64> {
         let table = &self.request.page_table;
         let entry = table.row_start(request)?.checked_add(u64::from(position))?;
-        u64::try_from(*table.pages.get(usize::try_from(entry).ok()?)?).ok()
+        let page = u64::try_from(*table.pages.get(usize::try_from(entry).ok()?)?).ok()?;
+        (page < self.num_pages).then_some(page)
     }
 
     /// Masks of query rows `first..first + num_rows` (at most 8) of a kv head.
@@ -105,7 +129,7 @@ impl<'a> Step<'a> {
     pub(crate) fn block_mask(
         &self,
         request: usize,
-        kv_head: u32,
+        kv_head: usize,
         first: usize,
         num_rows: usize,
     ) -> BlockMask {
@@ -117,7 +141,7 @@ impl<'a> Step<'a> {
             let visible = spec.visible(kv_len, q_idx as u32);
             mask.visible[r] = (visible.start, visible.end);
             mask.position[r] = i64::from(kv_len) - i64::from(spec.q_len) + q_idx as i64;
-            let head = kv_head as usize * self.gqa_group + in_group;
+            let head = kv_head * self.gqa_group + in_group;
             mask.slope[r] = spec.alibi_slopes.as_ref().and_then(|x| x.get(head)).copied().unwrap_or(0.0);
         }
         mask
@@ -159,12 +183,20 @@ pub(crate) fn run(
     }
     let q: &[f32] = bytemuck::cast_slice(&workspace.q);
     let o: &mut [f32] = bytemuck::cast_slice_mut(&mut workspace.o);
-    let units = o.par_chunks_mut(rows * padded_dim).zip(workspace.ml.par_chunks_mut(rows * 2));
+    // Where the heads of a token are neighbours in memory, one unit takes as many of them as leave work for all threads:
+    // it reads whole pages rather than a stripe of each. Bits do not depend on it, since heads never mix.
+    let num_items = plan.items().len();
+    let enough = |heads: &usize| num_items * (num_kv_heads / heads) >= rayon::current_num_threads();
+    let mut divisors = (1..=num_kv_heads).rev().filter(|heads| num_kv_heads.is_multiple_of(*heads));
+    let num_heads = if step.heads_are_neighbours { divisors.find(enough).unwrap_or(1) } else { 1 };
+    let blocks = num_kv_heads / num_heads;
+    let row_len = rows * padded_dim;
+    let units = o.par_chunks_mut(num_heads * row_len).zip(workspace.ml.par_chunks_mut(num_heads * rows * 2));
     units.enumerate().for_each(|(unit, (o, ml))| {
-        let (item_idx, kv_head) = (unit / num_kv_heads, unit % num_kv_heads);
+        let (item_idx, first_head) = (unit / blocks, unit % blocks * num_heads);
         let Some(&item) = plan.items().get(item_idx) else { return };
-        let first = (item.request_idx as usize * num_kv_heads + kv_head) * rows * padded_dim;
-        let q = q.get(first..first + rows * padded_dim).unwrap_or_default();
-        kernel.attend(step, Unit { item, kv_head: kv_head as u32, q, o, ml });
+        let first = (item.request_idx as usize * num_kv_heads + first_head) * row_len;
+        let q = q.get(first..first + num_heads * row_len).unwrap_or_default();
+        kernel.attend(step, Unit { item, first_head, num_heads, q, o, ml });
     });
 }

@@ -1,4 +1,4 @@
-//! What the suite can ask of a backend, as small printable values: a shape and a seed, from which a [`crate::Problem`]
+//! What the suite can ask of a backend, as small printable values: a shape and a seed, from which a [`crate::problem::Problem`]
 //! is made.
 
 mod profile;

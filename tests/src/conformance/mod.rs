@@ -7,6 +7,7 @@ mod exact;
 mod fuzz;
 pub mod judge;
 mod pages;
+mod real_data;
 
 use crate::subject::Subject;
 
@@ -46,6 +47,7 @@ pub const SUITES: &[Suite] = &[
     Suite { name: "batches", run: |subject, _| directed::batches(subject) },
     Suite { name: "invariance", run: |subject, _| company::invariance(subject) },
     Suite { name: "determinism", run: |subject, _| company::determinism(subject) },
+    Suite { name: "real_data", run: |subject, _| real_data::real_data(subject) },
     Suite { name: "long", run: |subject, effort| directed::long(subject, effort.num_cases >= 10_000) },
     Suite { name: "fuzz", run: |subject, effort| fuzz::fuzz(subject, effort.num_cases) },
 ];

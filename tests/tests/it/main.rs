@@ -1,4 +1,9 @@
 //! The integration tests of the workspace, in one binary that can be carried to a machine with no Rust.
+#![allow(
+    clippy::print_stdout,
+    clippy::expect_used,
+    reason = "a test program: it reports on stdout, and what cannot go on must fail loudly"
+)]
 
 mod conformance;
 mod malformed;

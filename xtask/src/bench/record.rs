@@ -1,4 +1,5 @@
 //! The shape of a benchmark's record: what is printed as JSON and kept in `benches/record/`.
+#![cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "benchmarks of devices record; others print"))]
 
 use serde::Serialize;
 use std::collections::BTreeMap;

@@ -32,6 +32,7 @@ pub struct Row {
     row_tiles: u32,
     arithmetic: String,
     min_ctas: u32,
+    max_heads: u32,
     stages: u32,
     shared_bytes: u32,
     archs: Vec<String>,
@@ -137,12 +138,12 @@ impl Table {
             let scales =
                 name(&[("sf16", "F16"), ("sbf16", "Bf16"), ("sf32", "F32"), ("sx", "Any")], &row.scales)?;
             let arithmetic = name(&[("mma", "Mma"), ("f32", "F32")], &row.arithmetic)?;
-            let Row { head_dim, row_tiles, min_ctas, stages, shared_bytes, archs, .. } = row;
+            let Row { head_dim, row_tiles, min_ctas, max_heads, stages, shared_bytes, archs, .. } = row;
             writeln!(
                 text,
                 "    Instance {{ key: KernelKey {{ kind: KernelKind::{kind}, head_dim: {head_dim}, groups: Groups::{groups}, \
                  scales: Scales::{scales}, row_tiles: {row_tiles}, arithmetic: Arithmetic::{arithmetic} }}, \
-                 min_ctas: {min_ctas}, stages: {stages}, shared_bytes: {shared_bytes}, archs: &{archs:?} }},"
+                 min_ctas: {min_ctas}, max_heads: {max_heads}, stages: {stages}, shared_bytes: {shared_bytes}, archs: &{archs:?} }},"
             )?;
         }
         text.push_str("];\n");

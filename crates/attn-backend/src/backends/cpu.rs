@@ -5,7 +5,7 @@ use crate::{
     NormalDecode, Output, Refusal, Stream,
 };
 use attn_plan::{DecodeRequest, DecodeSpec, SplitConfig, SplitPlan, SplitPolicy};
-use cpu_reference::{Arithmetic, Workspace};
+use cpu_reference::{Arithmetic, Isa, Workspace};
 use kv_quant::{CacheBuffers, CacheLayout, CacheView, CacheViewMut, FloatSliceMut, PageCopy};
 
 /// Decode on the host, in place over int8.
@@ -35,8 +35,9 @@ impl Backend for CpuBackend {
 
     fn probe(&self) -> Result<Device, Refusal> {
         let threads = cpu_reference::split_config().num_workers;
+        let isa = Isa::from_env().map_err(|error| Refusal::Unavailable { reason: error.to_string() })?;
         Ok(Device {
-            name: format!("{}, {threads} threads", std::env::consts::ARCH),
+            name: format!("{} {isa}, {threads} threads", std::env::consts::ARCH),
             driver: String::new(),
             build: env!("CARGO_PKG_VERSION").to_owned(),
         })

@@ -217,10 +217,12 @@ fn finer(split: &SplitConfig) -> SplitConfig {
     }
 }
 
-/// Code -128 everywhere, NaN in every scale: what no token has written must not be read.
+/// Code -128 everywhere, NaN in every scale (and in every value of a format that stores floats): what no token has
+/// written must not be read.
 fn poison(layout: &CacheLayout, buffers: &mut CacheBuffers) {
     use kv_quant::{PlaneId, ScaleType, Side};
-    buffers.as_mut_vecs().iter_mut().for_each(|buffer| buffer.fill(0x80));
+    let is_int8 = layout.element_bytes(PlaneId::Codes(Side::K)) == 1;
+    buffers.as_mut_vecs().iter_mut().for_each(|buffer| buffer.fill(if is_int8 { 0x80 } else { 0xff }));
     let nan: &[u8] = match layout.format().scale_type() {
         ScaleType::F16 => &[0x00, 0x7e],
         ScaleType::Bf16 => &[0xc0, 0x7f],

@@ -31,6 +31,8 @@ pub(super) struct WireTask {
 pub(super) struct WireDescriptor {
     operation: String,
     memory: String,
+    /// The format as it prints itself: a child that reads another one from the numbers below says so.
+    format: String,
     num_kv_heads: u32,
     head_dim: u32,
     k_group_len: u32,
@@ -77,6 +79,7 @@ impl WireDescriptor {
         Self {
             operation: descriptor.operation.to_string(),
             memory: descriptor.memory.to_string(),
+            format: format.to_string(),
             num_kv_heads: format.num_kv_heads(),
             head_dim: format.head_dim(),
             k_group_len: format.group_len(Side::K),
@@ -110,6 +113,9 @@ impl WireDescriptor {
             by_name(&ScaleType::ALL, &self.scale_type)?,
         );
         let format = format.map_err(|error| error.to_string())?;
+        if format.to_string() != self.format {
+            return Err(format!("format `{}` is unknown", self.format));
+        }
         let layout = match by_name(&LAYOUTS, &self.layout)? {
             LayoutKind::LightLlm => CacheLayout::lightllm(format, self.num_pages),
             LayoutKind::Hnd => CacheLayout::hnd(format, self.num_pages, self.page_len),

@@ -7,6 +7,7 @@
 #include <cfloat>
 
 #include "../cache/paged_cache.cuh"
+#include "../common/ptx.cuh"
 #include "../common/warp.cuh"
 #include "../params/append.h"
 #include "../quant/scale.cuh"
@@ -95,6 +96,8 @@ __device__ __forceinline__ void append_row(const AppendParams& p, const RowPlace
 }
 
 __device__ __forceinline__ void append(const AppendParams& p) {
+    ptx::launch_dependents();
+    ptx::wait_for_previous();
     const uint32_t lanes = row_lanes(p.cache.head_dim);
     const uint64_t pair = static_cast<uint64_t>(blockIdx.x) * (kAppendThreads / lanes) + threadIdx.x / lanes;
     const uint32_t lane_in_row = threadIdx.x % lanes;
@@ -110,7 +113,8 @@ __device__ __forceinline__ void append(const AppendParams& p) {
         load_channels(p.k, token * p.k_token_stride + in_token, p.input_type, k);
         load_channels(p.v, token * p.v_token_stride + in_token, p.input_type, v);
     }
-    const int64_t slot = exists ? reinterpret_cast<const int64_t*>(p.slot_mapping)[token] : -1;
+    int64_t slot = exists ? reinterpret_cast<const int64_t*>(p.slot_mapping)[token] : -1;
+    if (mutant(25) && slot == -1) slot = 0;
     const int64_t num_slots = static_cast<int64_t>(p.cache.num_pages) * p.cache.page_len;
     const bool in_range = slot >= 0 && slot < num_slots;
     if (exists && slot != -1 && !in_range && lane_in_row == 0) {

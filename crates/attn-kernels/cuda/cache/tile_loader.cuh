@@ -45,7 +45,6 @@ struct TileLoader {
     static constexpr uint32_t kScalePieces = T::kRawRowBytes / kScalePiece;
     static constexpr bool kLaneCodePiece = 32 % kCodePieces == 0;    // a lane copies the same piece of every row it copies
     static constexpr bool kLaneScalePiece = kPacked && 32 % kScalePieces == 0;
-    static constexpr uint32_t kTileStride = kWarps * kTileTokens;            // tokens from a warp's tile to its next
 
     // Of this kv head; where a warp's lanes cover whole rows, at the piece that this lane copies.
     const uint8_t* k_codes;
@@ -61,6 +60,14 @@ struct TileLoader {
     ScaleStride scale_slot_stride;
     uint32_t page_len_log2;
     uint32_t num_pages;
+    uint32_t tile_stride;   // tokens from a warp's tile to its next
+    uint32_t record_bytes;  // records that follow each other without a gap in a page of 16 or more; 0: none
+    uint32_t pitch;         // of rows in shared memory
+    uint32_t barriers;      // shared address of this warp's barriers
+    bool barriers_open;
+    uint32_t run_slots;     // stages of the ring whose latest tile came as a run of records
+    uint32_t phases;        // parity of each stage's barriers
+    bool run;               // of the located tile
 
     const int32_t* page_row;
     uint32_t token_end;
@@ -71,7 +78,7 @@ struct TileLoader {
     uint32_t scale_offset_high;
     uint32_t live;  // tokens of the located tile that may be read
 
-    __device__ __forceinline__ TileLoader(const PagedCache& cache, uint32_t head_idx, uint32_t lane)
+    __device__ __forceinline__ TileLoader(const PagedCache& cache, uint32_t head_idx, uint32_t lane, uint32_t token_stride, uint32_t warp_shared)
         : k_copy(cache.k_scales, num_groups(cache.head_dim, cache.k_group_len), cache.scale_type),
           v_copy(cache.v_scales, num_groups(cache.head_dim, cache.v_group_len), cache.scale_type) {
         const uint32_t unit = scale_bytes(cache.scale_type);
@@ -94,45 +101,81 @@ struct TileLoader {
             k_scales += lane % kScalePieces * kScalePiece;
             v_scales += lane % kScalePieces * kScalePiece;
         }
-        ptx::keep(k_codes);
-        ptx::keep(v_codes);
-        ptx::keep(k_scales);
-        ptx::keep(v_scales);
-        ptx::keep(code_page_stride);
-        ptx::keep(code_slot_stride);
-        if constexpr (kPacked) {
-            ptx::keep(scale_page_stride);
-            ptx::keep(scale_slot_stride);
+        if constexpr (T::kRowTiles < 4) {  // with four row tiles there is no register to spare
+            ptx::keep(k_codes);
+            ptx::keep(v_codes);
+            ptx::keep(k_scales);
+            ptx::keep(v_scales);
+            ptx::keep(code_page_stride);
+            ptx::keep(code_slot_stride);
+            if constexpr (kPacked) {
+                ptx::keep(scale_page_stride);
+                ptx::keep(scale_slot_stride);
+            }
         }
         page_len_log2 = page_shift(cache);
         num_pages = cache.num_pages;
         page = 0;
+        tile_stride = token_stride;
+        barriers = warp_shared + T::kBarriersAt;
+        phases = 0;
+        // A tile of records inside a page is one run of bytes: one bulk copy of a run moves more bytes a second than copies
+        // row by row.
+        record_bytes = ptx::kBulkCopies && cache.page_len >= kTileTokens && cache.record_bytes <= T::kPitch ? cache.record_bytes : 0;
+        pitch = record_bytes != 0 ? record_bytes : T::kPitch;
+        ptx::keep(record_bytes);
+        ptx::keep(pitch);
+        barriers_open = false;
     }
 
     // Begins a range: `first` is the position of this lane's token in the warp's first tile.
     __device__ __forceinline__ void begin(const int32_t* row, uint32_t first, uint32_t end) {
         page_row = row;
         position = first;
-        token_end = end;
+        token_end = mutant(1) && end > 0 ? end - 1 : end;
+        run_slots = ~0u;
     }
 
     __device__ __forceinline__ int32_t read_page(uint32_t at) const {
         return at < token_end ? __ldg(page_row + (at >> page_len_log2)) : 0;
     }
 
+    // Reads the pages of the first tiles into the stages that they will take.
+    __device__ __forceinline__ void read_first_pages(uint8_t* ring, uint32_t lane) {
+        int32_t pages[T::kNumStages];
+#pragma unroll
+        for (int i = 0; i < T::kNumStages; ++i) pages[i] = read_page(position + i * tile_stride);
+        if (record_bytes != 0 && !barriers_open) {  // while the pages are on their way
+            if (lane < 2 * T::kNumStages) ptx::barrier_init(barriers + 8 * lane);
+            ptx::fence_before_bulk_copies();
+            barriers_open = true;
+        }
+#pragma unroll
+        for (int i = 0; i < T::kNumStages; ++i) {
+            if (lane < kTileTokens) reinterpret_cast<int32_t*>(ring + i * T::kStageBytes + T::kPagesAt)[lane] = pages[i];
+        }
+        __syncwarp();
+    }
+
+    // The page of this lane's token in the tile that `stage` receives next.
+    static __device__ __forceinline__ int32_t stage_page(const uint8_t* stage, uint32_t lane) {
+        return reinterpret_cast<const int32_t*>(stage + T::kPagesAt)[lane & 15];
+    }
+
     // Page indices travel a whole ring ahead, with the K copies of the tile before them in the same stage: under load a plain
     // load would wait behind all the copies in flight. Call after `locate` of the tile that the stage receives.
     __device__ __forceinline__ void copy_pages(uint32_t stage, uint32_t lane) const {
-        const uint32_t at = position + (T::kNumStages - 1) * kTileStride;
+        const uint32_t at = position + (T::kNumStages - 1) * tile_stride;
         if (lane < kTileTokens && at < token_end) {
             ptx::cp_async<4>(stage + T::kPagesAt + lane * 4, page_row + (at >> page_len_log2), 0);
         }
     }
 
-    // Turns `page` into offsets; true for a lane whose page index is out of range.
-    __device__ __forceinline__ bool locate() {
+    // Turns `page` into offsets; `lane_token` is lane % 16. True for a lane whose page index is out of range.
+    __device__ __forceinline__ bool locate(uint32_t lane_token) {
         const uint32_t slot = position & ((1u << page_len_log2) - 1);
         const bool inside = position < token_end;
+        if (mutant(23) && static_cast<uint32_t>(page) >= num_pages) page = num_pages - 1;
         const bool readable = inside && static_cast<uint32_t>(page) < num_pages;
         live = __ballot_sync(kFullWarp, readable);
         const uint32_t index = static_cast<uint32_t>(page);
@@ -144,7 +187,9 @@ struct TileLoader {
             scale_offset = static_cast<uint32_t>(offset);
             scale_offset_high = readable ? static_cast<uint32_t>(offset >> 32) : ptx::kNowhere;
         }
-        position += kTileStride;
+        // Every token readable and the first of them at a multiple of 16: then the tile lies in one page.
+        run = record_bytes != 0 && live == kFullWarp && ((position ^ lane_token) & (kTileTokens - 1)) == 0;
+        position += tile_stride;
         return inside && !readable;
     }
 
@@ -155,28 +200,56 @@ struct TileLoader {
         return __ballot_sync(kFullWarp, ((base + scale_offset) & 2) != 0);
     }
 
-    __device__ __forceinline__ void copy_k(uint32_t stage, uint32_t lane) const {
-        copy_codes<T::kKPitch>(stage + T::kKCodesAt, k_codes, lane, 0);
-        copy_scales<T::kKScalePitch>(stage + T::kKScalesAt, k_scales, k_copy, lane, 0);
+    // Fills stage `slot` of the ring at shared address `stage` with K of the located tile; then fill_v with its V. All reads of
+    // the stage's K (V) must have been ordered by a warp barrier.
+    __device__ __forceinline__ void fill_k(uint32_t slot, uint32_t stage, uint32_t lane) {
+        if (run) {
+            if (!(run_slots >> slot & 1)) {  // the stage was last written row by row
+                ptx::fence_before_bulk_copies();
+                __syncwarp();
+            }
+            if (lane == 0) ptx::bulk_copy(stage + T::kKeysAt, run_source(k_codes), record_bytes * kTileTokens, barriers + 16 * slot);
+        } else {
+            copy_codes(stage + T::kKeysAt, k_codes, lane, 0);
+            copy_scales(stage + T::kKeysAt + T::kScalesAt, k_scales, k_copy, lane, 0);
+        }
+        run_slots = run ? run_slots | 1u << slot : run_slots & ~(1u << slot);
+        copy_pages(stage, lane);
     }
 
-    __device__ __forceinline__ void copy_v(uint32_t stage, uint32_t lane) const {
-        copy_codes<T::kVPitch>(stage + T::kVCodesAt, v_codes, lane, 16);
-        copy_scales<T::kVScalePitch>(stage + T::kVScalesAt, v_scales, v_copy, lane, 16);
+    __device__ __forceinline__ void fill_v(uint32_t slot, uint32_t stage, uint32_t lane) const {
+        if (run) {
+            if (lane == 16) {
+                ptx::bulk_copy(stage + T::kValuesAt, run_source(v_codes), record_bytes * kTileTokens, barriers + 16 * slot + 8);
+            }
+        } else {
+            copy_codes(stage + T::kValuesAt, v_codes, lane, 16);
+            copy_scales(stage + T::kValuesAt + T::kScalesAt, v_scales, v_copy, lane, 16);
+        }
+    }
+
+    // Waits for one plane (0 = K, 1 = V) of a tile that came as a run. Row-by-row copies are awaited by group.
+    __device__ __forceinline__ void wait_for_run(uint32_t slot, uint32_t plane) const {
+        ptx::barrier_wait(barriers + 16 * slot + 8 * plane, phases >> slot & 1);
     }
 
   private:
+    // For lanes 0 (K) and 16 (V): they hold the tile's first offset, and the copy of a row starts at piece 0 for them.
+    __device__ __forceinline__ const uint8_t* run_source(const uint8_t* plane) const {
+        static_assert(!kLaneCodePiece || 16 % kCodePieces == 0);
+        return plane + static_cast<uint64_t>(code_offset) * 16;
+    }
+
     // Neighbouring lanes take neighbouring pieces, so that the copies of eight lanes cover whole sectors.
-    template <int PITCH>
     __device__ __forceinline__ void copy_codes(uint32_t dst, const uint8_t* plane, uint32_t lane, uint32_t owner) const {
         if constexpr (kLaneCodePiece) {
             constexpr uint32_t kRowStep = 32 / kCodePieces;
             const uint32_t first_row = lane / kCodePieces;
-            const uint32_t to = dst + first_row * PITCH + lane % kCodePieces * 16;
+            const uint32_t to = dst + first_row * pitch + lane % kCodePieces * 16;
 #pragma unroll
             for (uint32_t i = 0; i < kTileTokens / kRowStep; ++i) {
                 const uint32_t offset = __shfl_sync(kFullWarp, code_offset, owner + first_row + kRowStep * i);
-                ptx::cp_async<16>(to + kRowStep * i * PITCH, plane + static_cast<uint64_t>(offset) * 16, offset);
+                ptx::cp_async<16>(to + kRowStep * i * pitch, plane + static_cast<uint64_t>(offset) * 16, offset);
             }
         } else {
 #pragma unroll
@@ -184,12 +257,11 @@ struct TileLoader {
                 const uint32_t row = (lane + 32 * i) / kCodePieces;
                 const uint32_t piece = (lane + 32 * i) % kCodePieces;
                 const uint32_t offset = __shfl_sync(kFullWarp, code_offset, owner + row);
-                ptx::cp_async<16>(dst + row * PITCH + piece * 16, plane + piece * 16 + static_cast<uint64_t>(offset) * 16, offset);
+                ptx::cp_async<16>(dst + row * pitch + piece * 16, plane + piece * 16 + static_cast<uint64_t>(offset) * 16, offset);
             }
         }
     }
 
-    template <int PITCH>
     __device__ __forceinline__ void copy_scales(uint32_t dst, const uint8_t* plane, const ScaleCopy& copy, uint32_t lane,
                                                 uint32_t owner) const {
         if constexpr (kPacked) {
@@ -202,7 +274,7 @@ struct TileLoader {
                 const uint32_t offset = __shfl_sync(kFullWarp, scale_offset, owner + row);
                 const uint8_t* src = plane + (kLaneScalePiece ? 0 : piece * kScalePiece) + static_cast<uint64_t>(offset) * kScalePiece;
                 if (kCopies % 32 == 0 || idx < kCopies) {
-                    ptx::cp_async<kScalePiece>(dst + row * PITCH + piece * kScalePiece, src, offset);
+                    ptx::cp_async<kScalePiece>(dst + row * pitch + piece * kScalePiece, src, offset);
                 }
             }
         } else {
@@ -214,7 +286,7 @@ struct TileLoader {
                 if (first + lane >= kTileTokens << copy.pieces_log2 || piece >= copy.num_pieces) continue;
                 const uint8_t* src = plane + (static_cast<uint64_t>(high) << 32 | low);
                 const uint32_t at = piece << copy.piece_log2;
-                const uint32_t to = dst + row * PITCH + at;
+                const uint32_t to = dst + row * pitch + at;
                 if (copy.piece_log2 == 4) {
                     ptx::cp_async<16>(to, src + at, high);
                 } else if (copy.piece_log2 == 3) {

@@ -44,6 +44,44 @@ __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
+// Bulk copies (sm_90): one instruction of one lane moves a run of bytes and counts them on a barrier in shared memory.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr bool kBulkCopies = true;
+#else
+constexpr bool kBulkCopies = false;
+#endif
+
+__device__ __forceinline__ void barrier_init(uint32_t barrier) {
+    if constexpr (kBulkCopies) asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(barrier) : "memory");
+}
+
+// Orders this thread's earlier accesses to shared memory before bulk copies that are issued after the next barrier.
+__device__ __forceinline__ void fence_before_bulk_copies() {
+    if constexpr (kBulkCopies) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// By one lane. dst, src and bytes are multiples of 16.
+__device__ __forceinline__ void bulk_copy(uint32_t dst, const void* src, uint32_t bytes, uint32_t barrier) {
+    if constexpr (kBulkCopies) {
+        asm volatile(
+            "mbarrier.arrive.expect_tx.shared.b64 _, [%3], %2;\n"
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst),
+            "l"(src), "r"(bytes), "r"(barrier)
+            : "memory");
+    }
+}
+
+__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
+    if constexpr (kBulkCopies) {
+        asm volatile(
+            "{ .reg .pred done;\n"
+            "wait%=: mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
+            "@!done bra wait%=; }" ::"r"(barrier),
+            "r"(parity)
+            : "memory");
+    }
+}
+
 // d[16 x 8] += a[16 x 16] * b[16 x 8], f16 operands, f32 accumulator.
 __device__ __forceinline__ void mma_16x8x16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                             uint32_t b1) {

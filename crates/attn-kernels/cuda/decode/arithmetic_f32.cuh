@@ -17,13 +17,15 @@ struct F32Arithmetic {
     const DecodeParams& params;
     uint64_t query[kRowTiles][2];  // element of q where this lane's query rows begin
     uint32_t lane, row, column;
+    int pitch;
     uint32_t k_shift, v_shift;
 
-    __device__ __forceinline__ F32Arithmetic(const DecodeParams& p, uint32_t lane_idx, uint8_t*, uint8_t*)
+    __device__ __forceinline__ F32Arithmetic(const DecodeParams& p, uint32_t lane_idx, uint32_t row_pitch, uint8_t*, uint8_t*)
         : params(p),
           lane(lane_idx),
           row(lane_idx / 4),
           column(lane_idx % 4),
+          pitch(static_cast<int>(row_pitch)),
           k_shift(group_shift(T::kHeadDim, p.cache.k_group_len)),
           v_shift(group_shift(T::kHeadDim, p.cache.v_group_len)) {}
 
@@ -50,10 +52,9 @@ struct F32Arithmetic {
         }
     }
 
-    __device__ __forceinline__ float value(const uint8_t* codes, int pitch, const uint8_t* scales, int scale_pitch, uint32_t token,
-                                           uint32_t channel, uint32_t shift, uint32_t misaligned) const {
+    __device__ __forceinline__ float value(const uint8_t* codes, const uint8_t* scales, uint32_t token, uint32_t channel, uint32_t shift, uint32_t misaligned) const {
         const int8_t code = static_cast<int8_t>(codes[token * pitch + channel]);
-        const uint8_t* scale_row = scales + token * scale_pitch + (misaligned >> token & 1) * 2;
+        const uint8_t* scale_row = scales + token * pitch + (misaligned >> token & 1) * 2;
         return code * raw_scale(scale_row, channel >> shift, params.cache.scale_type);
     }
 
@@ -67,7 +68,7 @@ struct F32Arithmetic {
         for (uint32_t channel = 0; channel < T::kHeadDim; ++channel) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                const float k = value(stage + T::kKCodesAt, T::kKPitch, stage + T::kKScalesAt, T::kKScalePitch, row + 8 * (e / 2),
+                const float k = value(stage + T::kKeysAt, stage + T::kKeysAt + T::kScalesAt, row + 8 * (e / 2),
                                       channel, k_shift, misaligned);
 #pragma unroll
                 for (int tile = 0; tile < kRowTiles; ++tile) {
@@ -104,7 +105,7 @@ struct F32Arithmetic {
             for (int word = 0; word < T::kVWords; ++word) {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    const float v = value(stage + T::kVCodesAt, T::kVPitch, stage + T::kVScalesAt, T::kVScalePitch, token,
+                    const float v = value(stage + T::kValuesAt, stage + T::kValuesAt + T::kScalesAt, token,
                                           T::v_channel(word, row) + i, v_shift, value_misaligned);
 #pragma unroll
                     for (int tile = 0; tile < kRowTiles; ++tile) {

@@ -22,6 +22,7 @@ struct ScaleSource {
     uint32_t shift;       // channel >> shift is the group
 
     __device__ __forceinline__ uint32_t one(uint32_t row, uint32_t channel) const {
+        if (mutant(15)) channel ^= 8;
         const uint8_t* at = rows + row * pitch + (channel >> shift) * 2 + (misaligned >> row & 1) * 2;
         return *reinterpret_cast<const uint16_t*>(at);
     }
@@ -30,7 +31,8 @@ struct ScaleSource {
     template <Groups GROUPS>
     __device__ __forceinline__ uint32_t pair(uint32_t row, uint32_t channel) const {
         if constexpr (GROUPS == Groups::k8) {
-            return *reinterpret_cast<const uint32_t*>(rows + row * pitch + channel / 8 * 2);
+            const uint32_t both = *reinterpret_cast<const uint32_t*>(rows + row * pitch + channel / 8 * 2);
+            return mutant(15) ? both >> 16 | both << 16 : both;
         } else if constexpr (GROUPS == Groups::k16Up) {
             return one(row, channel) * 0x10001u;
         } else {
@@ -64,16 +66,19 @@ struct MmaArithmetic {
     float factor[kRowTiles][2];    // softmax_scale * log2(e), with the row's power of two unless scales are normalized
     int exponent[kRowTiles][2];    // the row's power of two, where it is kept apart
     uint32_t lane, row, column;    // row = lane / 4, column = lane % 4
+    int pitch;                     // of rows in the ring
     uint32_t k_shift, v_shift, k_groups, v_groups, scale_type;
     uint8_t* normal;               // this warp's scratch for normalized scales
     int* exponents;
     ScaleSource values;            // V scales of the tile at hand
 
-    __device__ __forceinline__ MmaArithmetic(const DecodeParams& p, uint32_t lane_idx, uint8_t* warp_shared, uint8_t* query_shared)
+    __device__ __forceinline__ MmaArithmetic(const DecodeParams& p, uint32_t lane_idx, uint32_t row_pitch, uint8_t* warp_shared,
+                                             uint8_t* query_shared)
         : shared_query(reinterpret_cast<const uint2*>(query_shared)),
           lane(lane_idx),
           row(lane_idx / 4),
           column(lane_idx % 4),
+          pitch(static_cast<int>(row_pitch)),
           k_shift(group_shift(T::kHeadDim, p.cache.k_group_len)),
           v_shift(group_shift(T::kHeadDim, p.cache.v_group_len)),
           k_groups(num_groups(T::kHeadDim, p.cache.k_group_len)),
@@ -180,11 +185,11 @@ struct MmaArithmetic {
 
     // Scores of the tile's tokens (rows `row` and `row` + 8), base 2, before caps and masks.
     __device__ __forceinline__ void score(const uint8_t* stage, uint32_t misaligned, float (&scores)[kRowTiles][4]) {
-        ScaleSource source{stage + T::kKScalesAt, T::kKScalePitch, misaligned & 0xffffu, k_shift};
+        ScaleSource source{stage + (mutant(16) ? T::kValuesAt : T::kKeysAt) + T::kScalesAt, pitch, misaligned & 0xffffu, k_shift};
         uint32_t pairs[T::kKUnits][2];
         bool normalized = T::kAlwaysNormalize;
         if constexpr (T::kAlwaysNormalize) {
-            source = normalize(stage + T::kKScalesAt, T::kKScalePitch, source.misaligned, k_groups, k_shift);
+            source = normalize(stage + T::kKeysAt + T::kScalesAt, pitch, source.misaligned, k_groups, k_shift);
         }
         load_pairs(source, pairs);
         if constexpr (!T::kAlwaysNormalize) {
@@ -206,7 +211,7 @@ struct MmaArithmetic {
             uint32_t words[2][T::kKWordsPerUnit];
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                load_words(stage + T::kKCodesAt + (row + 8 * r) * T::kKPitch + T::k_channel(unit, column), words[r]);
+                load_words(stage + T::kKeysAt + (row + 8 * r) * pitch + T::k_channel(unit, column), words[r]);
             }
 #pragma unroll
             for (int word = 0; word < T::kKWordsPerUnit; ++word) {
@@ -256,11 +261,11 @@ struct MmaArithmetic {
     // Makes the tile's V scales ready. True if they were normalized: then `token_exponents` are the powers of two of tokens
     // `row` and `row` + 8.
     __device__ __forceinline__ bool prepare_values(const uint8_t* stage, uint32_t misaligned, int (&token_exponents)[2]) {
-        values = ScaleSource{stage + T::kVScalesAt, T::kVScalePitch, misaligned >> 16, v_shift};
+        values = ScaleSource{stage + T::kValuesAt + T::kScalesAt, pitch, misaligned >> 16, v_shift};
         bool normalized = T::kAlwaysNormalize;
         if constexpr (!T::kAlwaysNormalize) {
             // Each lane looks at half of a row: every scale of the tile is seen once.
-            const uint8_t* own = values.rows + (lane & 15) * T::kVScalePitch;
+            const uint8_t* own = values.rows + (lane & 15) * pitch;
             bool wide = false;
             if constexpr (kPackedGroups > 0) {
                 uint32_t top_bits = 0;
@@ -278,7 +283,7 @@ struct MmaArithmetic {
             normalized = __any_sync(kFullWarp, wide);
         }
         if (normalized) {
-            values = normalize(values.rows, T::kVScalePitch, values.misaligned, v_groups, v_shift);
+            values = normalize(values.rows, pitch, values.misaligned, v_groups, v_shift);
             token_exponents[0] = exponents[row];
             token_exponents[1] = exponents[row + 8];
         }
@@ -293,7 +298,7 @@ struct MmaArithmetic {
             p[tile].x = ptx::transpose_8x8(ptx::pack_f16x2(weights[tile][0], weights[tile][1]));
             p[tile].y = ptx::transpose_8x8(ptx::pack_f16x2(weights[tile][2], weights[tile][3]));
         }
-        const uint8_t* codes = stage + T::kVCodesAt;
+        const uint8_t* codes = stage + T::kValuesAt;
         if constexpr (T::kHeadDim == 64) {
             accumulate_unit<0, 2>(codes, p);
         } else if constexpr (T::kHeadDim == 96) {
@@ -311,9 +316,9 @@ struct MmaArithmetic {
     }
 
   private:
-    __device__ __forceinline__ ScaleSource normalize(const uint8_t* raw, int pitch, uint32_t misaligned, uint32_t groups,
+    __device__ __forceinline__ ScaleSource normalize(const uint8_t* raw, int raw_pitch, uint32_t misaligned, uint32_t groups,
                                                      uint32_t shift) {
-        normalize_scales<kPackedGroups>(raw, pitch, misaligned, groups, scale_type, normal, T::kNormalPitch, exponents, lane);
+        normalize_scales<kPackedGroups>(raw, raw_pitch, misaligned, groups, scale_type, normal, T::kNormalPitch, exponents, lane);
         return ScaleSource{normal, T::kNormalPitch, 0u, shift};
     }
 
@@ -343,7 +348,7 @@ struct MmaArithmetic {
     }
 
     // The token rows of a V fragment: k = 2c, 2c + 1, 2c + 8, 2c + 9.
-    __device__ __forceinline__ uint32_t fragment_token(int i) const { return 2 * column + (i & 1) + (i & 2) * 4; }
+    __device__ __forceinline__ uint32_t fragment_token(int i) const { return 2 * column + ((i ^ (mutant(18) ? 1 : 0)) & 1) + (i & 2) * 4; }
 
     template <int WORD0, int WORDS>
     __device__ __forceinline__ void accumulate_unit(const uint8_t* codes, const uint2 (&p)[kRowTiles]) {
@@ -352,7 +357,7 @@ struct MmaArithmetic {
         uint32_t pairs[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            load_words(codes + fragment_token(i) * T::kVPitch + channel, words[i]);
+            load_words(codes + fragment_token(i) * pitch + channel, words[i]);
             pairs[i] = WORDS == 4 ? values.template pair<T::kGroups>(fragment_token(i), channel)
                                   : values.template single<T::kGroups>(fragment_token(i), channel);
         }

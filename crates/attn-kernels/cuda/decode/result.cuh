@@ -27,11 +27,11 @@ struct RowResult {
 __device__ __forceinline__ RowResult finish_row(RowState state, const DecodeParams& p, uint32_t head_idx) {
     const float* sinks = reinterpret_cast<const float*>(p.sinks);
     const float sink = sinks != nullptr && !mutant(10) ? sinks[head_idx] * kLog2E : -CUDART_INF_F;
-    if (state.l == 0.0f) return RowResult{0.0f, sink == -CUDART_INF_F ? sink : sinks[head_idx]};
+    if (state.l == 0.0f && !mutant(24)) return RowResult{0.0f, sink == -CUDART_INF_F ? sink : sinks[head_idx]};
     const float m = fmaxf(state.m, sink);
     const float rescale = exp2f(state.m - m);
     const float sum = state.l * rescale + exp2f(sink - m);
-    return RowResult{rescale / sum, (m + log2f(sum)) * kLn2};
+    return RowResult{rescale / sum, mutant(19) ? m + log2f(sum) : (m + log2f(sum)) * kLn2};
 }
 
 }  // namespace kv8

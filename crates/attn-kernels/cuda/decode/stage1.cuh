@@ -1,9 +1,13 @@
 // Stage 1: attention of one (request, kv head) over the token ranges of the plan.
 //
-// Grid: x = worker * num_kv_heads + kv_head (heads fastest: neighbouring heads share memory sectors in time), y = block of
-// T::kRows query rows. 128 threads. A CTA does the items of its worker in order; within an item, warp w owns the 16-token tiles
-// w, w + 4, ... counted from the item's first token, with its own cp.async ring and its own softmax state. There is no block
-// barrier until the warps are merged, in fixed order: the bits of a result depend on the item's bounds alone.
+// Block: x = 32 * token warps, y = kv heads of the CTA, 4 warps in all. One head with four token warps suits short work and few
+// heads; four heads with one token warp each read the neighbouring rows of one token together, which shuffled slots need.
+// Grid: x = worker * (num_kv_heads / blockDim.y) + head block (heads fastest: neighbouring heads share memory sectors in time),
+// y = block of T::kRows query rows. A CTA does the items of its worker in order; within an item and head, token warp w owns the
+// 16-token tiles w, w + token warps, ... counted from the item's first token, with its own cp.async ring and its own softmax
+// state. There is no block barrier until the warps are merged, in fixed order: the bits of a result depend on the item's bounds
+// and the block's shape alone. Variants that keep their queries in shared memory take one head a CTA.
+// May be launched as a programmatic dependent of the kernel before it.
 // An item without a partial writes out and lse; the others write (o, m, l) for stage 2.
 //
 // A step: wait K, score, refill K's slot; wait V, weigh, accumulate, refill V's slot. K and V are separate copy groups, so
@@ -96,7 +100,7 @@ struct Stage1 {
     // Merges the warps' states in warp order and writes the rows of the item.
     template <class State>
     static __device__ __forceinline__ void finish_item(const DecodeParams& p, const WorkItem& item, const QueryRows& rows,
-                                                       const Arith& arith, State& state, uint8_t* shared, uint32_t warp) {
+                                                       const Arith& arith, State& state, uint8_t* shared, uint32_t ring_idx) {
         float4* states = reinterpret_cast<float4*>(shared + T::kStatesAt);
         float* merge = reinterpret_cast<float*>(shared);
         ptx::cp_async_wait<0>();
@@ -108,13 +112,13 @@ struct Stage1 {
                 const uint32_t row = 8 * tile + 2 * arith.column + j;
                 const float sum = column_sum(state.sum[tile][j]);
                 if (arith.row == 0) {
-                    states[warp * T::kRows + row] = make_float4(state.reference[tile][j], sum, state.out_exponent[tile][j], 0.0f);
+                    states[ring_idx * T::kRows + row] = make_float4(state.reference[tile][j], sum, state.out_exponent[tile][j], 0.0f);
                 }
 #pragma unroll
                 for (int word = 0; word < T::kVWords; ++word) {
                     const float4 four = make_float4(arith.out[2 * word][tile][j], arith.out[2 * word][tile][2 + j],
                                                     arith.out[2 * word + 1][tile][j], arith.out[2 * word + 1][tile][2 + j]);
-                    float* to = merge + (warp * T::kRows + row) * T::kMergePitch + T::v_channel(word, arith.row);
+                    float* to = merge + (ring_idx * T::kRows + row) * T::kMergePitch + T::v_channel(word, arith.row);
                     *reinterpret_cast<float4*>(to) = four;
                 }
             }
@@ -122,28 +126,29 @@ struct Stage1 {
         __syncthreads();
         constexpr uint32_t kFours = T::kHeadDim / 4;
         const uint32_t num_rows = min(static_cast<uint32_t>(T::kRows), rows.total - rows.first);
-        for (uint32_t idx = threadIdx.x; idx < num_rows * kFours; idx += kNumThreads) {
+        const int token_warps = static_cast<int>(blockDim.x / 32);
+        const uint32_t first_ring = threadIdx.y * token_warps;
+        for (uint32_t idx = threadIdx.x; idx < num_rows * kFours; idx += blockDim.x) {
             const uint32_t row = idx / kFours;
             const uint32_t channel = idx % kFours * 4;
             RowState merged{-CUDART_INF_F, 0.0f};
-#pragma unroll
-            for (int w = 0; w < kWarps; ++w) {
-                const float4 s = states[w * T::kRows + row];
+            for (int w = 0; w < token_warps; ++w) {
+                const float4 s = states[(first_ring + w) * T::kRows + row];
                 if (s.y > 0.0f) merged.m = fmaxf(merged.m, s.x);
             }
             float x[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll
-            for (int w = 0; w < (mutant(4) ? kWarps - 1 : kWarps); ++w) {
-                const float4 s = states[w * T::kRows + row];
+            for (int w = 0; w < (mutant(4) && token_warps > 1 ? token_warps - 1 : token_warps); ++w) {
+                const float4 s = states[(first_ring + w) * T::kRows + row];
                 if (!(s.y > 0.0f)) continue;
                 merged.l += s.y * (mutant(5) ? 1.0f : exp2f(s.x - merged.m));
                 // In two halves: the exponents may lie further apart than one f32 can bridge.
                 const float half = mutant(5) ? 1.0f : exp2f(0.5f * fminf(fmaxf((s.x - merged.m) + s.z, -250.0f), 250.0f));
-                const float4 o = *reinterpret_cast<const float4*>(merge + (w * T::kRows + row) * T::kMergePitch + channel);
+                const float4 o = *reinterpret_cast<const float4*>(merge + ((first_ring + w) * T::kRows + row) * T::kMergePitch + channel);
                 x[0] += o.x * half * half, x[1] += o.y * half * half, x[2] += o.z * half * half, x[3] += o.w * half * half;
             }
             write_row(p, item, rows, rows.first + row, channel, merged, x);
         }
+        ptx::fence_before_bulk_copies();
         __syncthreads();  // the rings may be filled again
     }
 
@@ -167,68 +172,63 @@ struct Stage1 {
         uint32_t warp = threadIdx.x / 32;
         ptx::keep(lane);
         ptx::keep(warp);
-        const uint32_t kv_head = blockIdx.x % p.cache.num_kv_heads;
-        const uint32_t worker = blockIdx.x / p.cache.num_kv_heads;
+        const uint32_t token_warps = blockDim.x / 32;
+        const uint32_t tile_stride = token_warps * kTileTokens;
+        const uint32_t head_blocks = p.cache.num_kv_heads >> (__ffs(blockDim.y) - 1);
+        const uint32_t kv_head = blockIdx.x % head_blocks * blockDim.y + threadIdx.y;
+        const uint32_t worker = blockIdx.x / head_blocks;
+        const uint32_t ring_idx = threadIdx.y * token_warps + warp;
         const QueryRows rows(p, kv_head, blockIdx.y * T::kRows);
         ptx::launch_dependents();
+
+        uint8_t* ring = shared + ring_idx * T::kWarpBytes;
+        uint32_t ring_address = ptx::shared_address(ring);
+        ptx::keep(ring_address);
+        TileLoader<T> loader(p.cache, kv_head, lane, tile_stride, ring_address);
+        Arith arith(p, lane, loader.pitch, ring, shared + T::kQueryAt);
+        OnlineState<kRowTiles, T::kAlwaysNormalize, kExact> state;
+        ptx::wait_for_previous();  // nothing of device memory is read before this
         if (rows.first >= rows.total) return;
 
         const uint32_t* worker_starts = reinterpret_cast<const uint32_t*>(p.worker_starts);
         const WorkItem* items = reinterpret_cast<const WorkItem*>(p.items);
         const uint32_t item_end = worker_starts[worker + 1];
-        uint8_t* ring = shared + warp * T::kWarpBytes;
-        uint32_t ring_address = ptx::shared_address(ring);
-        ptx::keep(ring_address);
-        TileLoader<T> loader(p.cache, kv_head, lane);
-        Arith arith(p, lane, ring, shared + T::kQueryAt);
-        OnlineState<kRowTiles, T::kAlwaysNormalize, kExact> state;
 
         for (uint32_t item_idx = worker_starts[worker]; item_idx < item_end; ++item_idx) {
             const uint4 words = *reinterpret_cast<const uint4*>(items + item_idx);
             const WorkItem item{words.x, words.y, words.z, words.w};
             const uint32_t item_tiles = (item.token_end - item.token_start + kTileTokens - 1) / kTileTokens;
-            const uint32_t num_tiles = item_tiles > warp ? (item_tiles - warp + kWarps - 1) / kWarps : 0;
-            const uint32_t first_token = item.token_start + warp * kTileTokens;
+            const uint32_t num_tiles = item_tiles > warp ? (item_tiles - warp + token_warps - 1) / token_warps : 0;
+            const uint32_t first_token = item.token_start + warp * kTileTokens + (mutant(2) && warp != 0 ? 1 : 0);
 
             const auto report = [&](bool bad, uint32_t tile) {
                 if (bad && lane < 16 && blockIdx.y == 0) {
                     report_error(p.error, kErrorPageOutOfRange, item.request_idx, kv_head,
-                                 first_token + tile * kWarps * kTileTokens + lane, loader.page, 0);
+                                 first_token + tile * tile_stride + lane, loader.page, 0);
                 }
             };
-            // The two halves of filling a stage; `locate` has been called between K and V of one tile only once.
-            const auto fill_k = [&](uint32_t offset, uint32_t tile) {
-                report(loader.locate(), tile);
-                loader.copy_k(ring_address + offset, lane);
-                loader.copy_pages(ring_address + offset, lane);
+            const auto fill_k = [&](uint32_t slot, uint32_t offset, uint32_t tile) {
+                report(loader.locate(lane & 15), tile);
+                loader.fill_k(slot, ring_address + offset, lane);
             };
-            const auto fill_v = [&](uint32_t offset) {
-                uint8_t* stage = ring + offset;
+            const auto fill_v = [&](uint32_t slot, uint32_t offset) {
                 const uint32_t misaligned = loader.misaligned_rows(lane);
-                if (lane == 0) *reinterpret_cast<uint2*>(stage + T::kMetaAt) = make_uint2(loader.live, misaligned);
-                loader.copy_v(ring_address + offset, lane);
+                if (lane == 0) *reinterpret_cast<uint2*>(ring + offset + T::kMetaAt) = make_uint2(loader.live, misaligned);
+                loader.fill_v(slot, ring_address + offset, lane);
             };
 
             typename Arith::RawQuery raw_query;
             loader.begin(page_row(p.cache, item.request_idx), first_token + (lane & 15), item.token_end);
-            int32_t pages[T::kNumStages];
-#pragma unroll
-            for (int i = 0; i < T::kNumStages; ++i) pages[i] = loader.read_page(loader.position + i * kWarps * kTileTokens);
             arith.fetch_query(p, rows, item.request_idx, raw_query);
             const uint32_t kv_len = reinterpret_cast<const uint32_t*>(p.kv_lens)[item.request_idx];
-#pragma unroll
-            for (int i = 0; i < T::kNumStages; ++i) {
-                if (lane < kTileTokens) reinterpret_cast<int32_t*>(ring + i * T::kStageBytes + T::kPagesAt)[lane] = pages[i];
-            }
-            __syncwarp();
+            loader.read_first_pages(ring, lane);
 #pragma unroll 1
             for (uint32_t i = 0; i < T::kNumStages; ++i) {
-                uint8_t* stage = ring + i * T::kStageBytes;
-                loader.page = reinterpret_cast<const int32_t*>(stage + T::kPagesAt)[lane & 15];
+                loader.page = loader.stage_page(ring + i * T::kStageBytes, lane);
                 __syncwarp();
-                if (i < num_tiles) fill_k(i * T::kStageBytes, i);
+                if (i < num_tiles) fill_k(i, i * T::kStageBytes, i);
                 ptx::cp_async_commit();
-                if (i < num_tiles) fill_v(i * T::kStageBytes);
+                if (i < num_tiles) fill_v(i, i * T::kStageBytes);
                 ptx::cp_async_commit();
             }
 
@@ -240,24 +240,31 @@ struct Stage1 {
             arith.clear();
             state.clear();
 
+            uint32_t slot = 0;
             uint32_t offset = 0;  // of the tile's stage in the ring
             int32_t tile_token = static_cast<int32_t>(first_token);
 #pragma unroll 1
             for (uint32_t tile = 0; tile < num_tiles; ++tile) {
                 const bool refill = tile + T::kNumStages < num_tiles;
                 const uint8_t* stage = ring + offset;
+                const bool came_as_run = loader.run_slots >> slot & 1;
                 ptx::cp_async_wait<2 * T::kNumStages - 1>();
+                if (came_as_run) loader.wait_for_run(slot, 0);
                 __syncwarp();
                 const uint2 meta = *reinterpret_cast<const uint2*>(stage + T::kMetaAt);
-                loader.page = reinterpret_cast<const int32_t*>(stage + T::kPagesAt)[lane & 15];
+                loader.page = loader.stage_page(stage, lane);
                 const uint32_t misaligned = T::kGroups == Groups::k8 ? 0 : meta.y;
                 float scores[kRowTiles][4];
                 arith.score(stage, misaligned, scores);
 
                 __syncwarp();  // K's slot is read, and so are meta and the pages
-                if (refill) fill_k(offset, tile + T::kNumStages);
+                if (refill) fill_k(slot, offset, tile + T::kNumStages);
                 ptx::cp_async_commit();
                 ptx::cp_async_wait<2 * T::kNumStages - 1>();
+                if (came_as_run) {
+                    loader.wait_for_run(slot, 1);
+                    loader.phases ^= 1u << slot;
+                }
                 __syncwarp();
 
                 int token_exponents[2];
@@ -271,12 +278,13 @@ struct Stage1 {
                 arith.accumulate(stage, scores);
 
                 __syncwarp();  // V's slot is read
-                if (refill) fill_v(offset);
+                if (refill) fill_v(slot, offset);
                 ptx::cp_async_commit();
-                tile_token += kWarps * kTileTokens;
-                offset = offset == (T::kNumStages - 1) * T::kStageBytes ? 0 : offset + T::kStageBytes;
+                tile_token += static_cast<int32_t>(tile_stride);
+                offset += T::kStageBytes;
+                if (++slot == T::kNumStages) slot = offset = 0;
             }
-            finish_item(p, item, rows, arith, state, shared, warp);
+            finish_item(p, item, rows, arith, state, shared, ring_idx);
         }
     }
 };

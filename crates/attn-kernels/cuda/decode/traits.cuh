@@ -12,7 +12,7 @@ enum class Groups {
 enum class Scales { kF16, kBf16, kF32, kAny };
 enum class Arithmetic { kMma, kF32 };
 
-constexpr int kWarps = 4;          // a CTA of stage 1
+constexpr int kWarps = 4;          // a CTA of stage 1: blockDim.x / 32 along tokens, blockDim.y kv heads
 constexpr int kTileTokens = 16;    // tokens a warp takes at a time: the rows of one mma
 constexpr int kNumThreads = kWarps * 32;
 
@@ -43,32 +43,32 @@ struct Traits {
     static constexpr int kVTiles = HEAD_DIM / 16;  // 16-channel tiles of the output
     static constexpr bool kQueryInShared = (ROW_TILES * kKSteps * 2 > 32 || ROW_TILES == 4) && ARITHMETIC == Arithmetic::kMma;
 
-    // Row pitches in shared memory that make the fragment reads free of bank conflicts (enumerated, not guessed).
-    static constexpr int kKPitch = HEAD_DIM % 128 == 0 ? HEAD_DIM + 16 : HEAD_DIM;
-    static constexpr int kVPitch = HEAD_DIM + 16;
+    // A row of K or V in shared memory: codes, then scales as they lie in memory. The pitch is an odd number of 16-byte units:
+    // the fragment reads then touch every bank once (enumerated; head_dim 64 and 192 take one pass more on K). Where tiles come
+    // as runs of records by bulk copy, the pitch is the record's length instead (two passes at 160 and 320 bytes).
     static constexpr int kMinGroup = GROUPS == Groups::k16Up ? 16 : 8;
     static constexpr int kMaxGroups = HEAD_DIM / kMinGroup;
     static constexpr int kRawScaleBytes = SCALES == Scales::kF32 || SCALES == Scales::kAny ? 4 : 2;
     static constexpr int kRawRowBytes = kMaxGroups * kRawScaleBytes;
-    static constexpr int kRowSlack = GROUPS == Groups::k8 ? 0 : 4;  // rows that start in the middle of a word
-    static constexpr int kKScalePitch = round_up(kRawRowBytes + kRowSlack, 16);
-    static constexpr int kVScalePitch = kKScalePitch + (kAlwaysNormalize || GROUPS != Groups::k8 ? 0 : 16);
+    static constexpr int kRowSlack = GROUPS == Groups::k8 ? 0 : 4;  // scale rows that start in the middle of a word
+    static constexpr int kPitch = round_up(HEAD_DIM + kRawRowBytes + kRowSlack, 16) / 16 * 16 +
+                                  (round_up(HEAD_DIM + kRawRowBytes + kRowSlack, 16) / 16 % 2 == 0 ? 16 : 0);
+    static constexpr int kScalesAt = HEAD_DIM;  // in a row
     static constexpr int kNormalPitch = round_up(kMaxGroups * 2, 16) + 16;
 
     // A stage: one tile of K and V; meta = {valid tokens, rows that start in the middle of a word, -, -}; the page indices of
     // the tile that will take the stage next.
-    static constexpr int kKCodesAt = 0;
-    static constexpr int kKScalesAt = kKCodesAt + kTileTokens * kKPitch;
-    static constexpr int kVCodesAt = kKScalesAt + kTileTokens * kKScalePitch;
-    static constexpr int kVScalesAt = kVCodesAt + kTileTokens * kVPitch;
-    static constexpr int kMetaAt = kVScalesAt + kTileTokens * kVScalePitch;
+    static constexpr int kKeysAt = 0;
+    static constexpr int kValuesAt = round_up(kTileTokens * kPitch, 128);
+    static constexpr int kMetaAt = kValuesAt + kTileTokens * kPitch;
     static constexpr int kPagesAt = kMetaAt + 16;
-    static constexpr int kStageBytes = kPagesAt + kTileTokens * 4;
+    static constexpr int kStageBytes = round_up(kPagesAt + kTileTokens * 4, 128);  // bulk copies like whole lines
 
-    // Per warp: the ring, then the normalized scales of one plane of one tile, then their exponents.
+    // Per warp: the ring, the normalized scales of one plane of one tile and their exponents, the barriers of bulk copies.
     static constexpr int kNormalAt = kNumStages * kStageBytes;
     static constexpr int kExponentsAt = kNormalAt + kTileTokens * kNormalPitch;
-    static constexpr int kWarpBytes = kExponentsAt + kTileTokens * 4;
+    static constexpr int kBarriersAt = kExponentsAt + kTileTokens * 4;  // u64 [kNumStages][K, V]
+    static constexpr int kWarpBytes = round_up(kBarriersAt + kNumStages * 16, 128);
 
     static constexpr int kStatesAt = kWarps * kWarpBytes;                    // float4 [kWarps][kRows]
     static constexpr int kQueryAt = kStatesAt + kWarps * kRows * 16;         // uint2 [kKSteps][kRowTiles][32]

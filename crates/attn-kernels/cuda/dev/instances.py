@@ -17,19 +17,21 @@ def round_up(x, unit):
     return (x + unit - 1) // unit * unit
 
 
+def query_in_shared(row):
+    tiles, steps = row["row_tiles"], row["head_dim"] // 16
+    return row["arithmetic"] == "mma" and (tiles * steps * 2 > 32 or tiles == 4)
+
+
 def shared_bytes(row):
     d, tiles, stages = row["head_dim"], row["row_tiles"], row["stages"]
-    mma = row["arithmetic"] == "mma"
-    normalize = row["scales"] != "sf16" and mma
     packed = row["groups"] == "g8"
     groups = d // (16 if row["groups"] == "g16" else 8)
     raw = groups * (4 if row["scales"] in ("sf32", "sx") else 2)
-    k_pitch = d + 16 if d % 128 == 0 else d
-    k_scales = round_up(raw + (0 if packed else 4), 16)
-    v_scales = k_scales + (0 if normalize or not packed else 16)
-    stage = 16 * (k_pitch + k_scales + d + 16 + v_scales) + 16 + 64
-    warp = stages * stage + 16 * (round_up(groups * 2, 16) + 16) + 64
-    query = d // 16 * tiles * 256 if (tiles * (d // 16) * 2 > 32 or tiles == 4) and mma else 0
+    pitch = round_up(d + raw + (0 if packed else 4), 16)
+    pitch += 16 if pitch // 16 % 2 == 0 else 0
+    stage = round_up(round_up(16 * pitch, 128) + 16 * pitch + 16 + 64, 128)
+    warp = round_up(stages * stage + 16 * (round_up(groups * 2, 16) + 16) + 64 + 16 * stages, 128)
+    query = d // 16 * tiles * 256 if query_in_shared(row) else 0
     return 4 * warp + 4 * 8 * tiles * 16 + query
 
 

@@ -32,7 +32,8 @@ struct PagedCache {
     uint32_t k_group_len;
     uint32_t v_group_len;
     uint32_t scale_type;   // ScaleType
-    uint32_t _pad;
+    uint32_t record_bytes; // > 0: a page (of 16 slots or more) holds, for K and for V of a head, one record after the other:
+                           // codes, scales from byte head_dim on, padding to this many bytes (a multiple of 16). 0: not so
 };
 static_assert(sizeof(PagedCache) == 4 * 32 + 3 * 8 + 8 * 4);
 

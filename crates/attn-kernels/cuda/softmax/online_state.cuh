@@ -58,7 +58,7 @@ struct OnlineState {
                 if (SPLIT) rises |= above + (shift[e / 2] - out_exponent[tile][e % 2]) > kHeadroom;
             }
         }
-        if (__any_sync(kFullWarp, rises)) raise(scores, headroom, kBias - margin, shift, out);
+        if (__any_sync(kFullWarp, rises && !(mutant(17) && reference[0][0] > -FLT_MAX))) raise(scores, headroom, kBias - margin, shift, out);
 #pragma unroll
         for (int tile = 0; tile < ROW_TILES; ++tile) {
 #pragma unroll

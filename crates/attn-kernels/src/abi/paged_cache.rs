@@ -60,14 +60,15 @@ pub struct PagedCache {
     pub v_group_len: u32,
     /// A [`ScaleType`].
     pub scale_type: u32,
-    #[doc(hidden)]
-    pub _pad: u32,
+    /// Not 0: a page of 16 slots or more holds, for K and for V of a head, one record after the other: codes, scales from
+    /// byte `head_dim` on, padding to this many bytes. Such runs are copied in bulk.
+    pub record_bytes: u32,
 }
 assert_layout!(PagedCache, size 184, align 8, {
     k_codes @ 0, v_codes @ 32, k_scales @ 64, v_scales @ 96,
     page_table @ 128, page_row_starts @ 136, page_row_stride @ 144,
     num_pages @ 152, page_len @ 156, num_kv_heads @ 160, head_dim @ 164,
-    k_group_len @ 168, v_group_len @ 172, scale_type @ 176, _pad @ 180,
+    k_group_len @ 168, v_group_len @ 172, scale_type @ 176, record_bytes @ 180,
 });
 
 /// What a kernel saw wrong. The first error wins (compare-and-swap on `kind`); `count` counts all.

@@ -1,6 +1,6 @@
 //! A cache on the device as the caller has it, and the same as the kernels take it.
 
-use kv_quant::{CacheLayout, PlaneId, Side};
+use kv_quant::{CacheLayout, MAX_BUFFERS, PlaneId, Side};
 
 use super::error::DeviceError;
 use super::memory::DeviceView;
@@ -52,7 +52,7 @@ impl CacheArgs<'_> {
             )));
         }
         for (buffer_idx, (buffer, len)) in buffers.iter().zip(lens).enumerate() {
-            need(&format!("cache buffer {buffer_idx}"), *buffer, *len)?;
+            need(BUFFER_NAMES.get(buffer_idx).copied().unwrap_or("cache buffer"), *buffer, *len)?;
         }
         let plane = |id: PlaneId| {
             let plane = layout.plane(id);
@@ -91,8 +91,36 @@ impl CacheArgs<'_> {
             k_group_len: format.group_len(Side::K),
             v_group_len: format.group_len(Side::V),
             scale_type: format.scale_type() as u32,
-            _pad: 0,
+            record_bytes: record_bytes(layout),
         })
+    }
+}
+
+/// Names for messages, so that none has to be made on the hot path.
+const BUFFER_NAMES: [&str; MAX_BUFFERS] =
+    ["cache buffer 0", "cache buffer 1", "cache buffer 2", "cache buffer 3"];
+
+/// Fewest slots of a page whose records are copied as one run: a tile of stage 1.
+const RUN_SLOTS: u32 = 16;
+
+/// Bytes of a record, if each page holds the records of a head one after the other, codes before scales; else 0.
+fn record_bytes(layout: &CacheLayout) -> u32 {
+    let record = |side: Side| {
+        let (codes, scales) = (layout.plane(PlaneId::Codes(side)), layout.plane(PlaneId::Scales(side)));
+        let unit = layout.element_bytes(PlaneId::Scales(side));
+        let head_dim = u64::from(layout.format().head_dim());
+        let used = head_dim + u64::from(layout.format().num_groups(side)) * unit;
+        let alike = codes.buffer_idx == scales.buffer_idx
+            && scales.offset * unit == codes.offset + head_dim
+            && scales.page_stride * unit == codes.page_stride
+            && scales.slot_stride * unit == codes.slot_stride
+            && scales.head_stride * unit == codes.head_stride;
+        let whole = codes.slot_stride.is_multiple_of(16) && codes.slot_stride >= used;
+        (alike && whole).then_some(codes.slot_stride)
+    };
+    match (record(Side::K), record(Side::V)) {
+        (Some(k), Some(v)) if k == v && layout.page_len() >= RUN_SLOTS => u32::try_from(k).unwrap_or(0),
+        _ => 0,
     }
 }
 

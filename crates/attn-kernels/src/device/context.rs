@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cust::context::Context;
 use cust::device::Device;
@@ -25,7 +25,39 @@ pub struct CudaDevice {
 
 struct Shared {
     facts: DeviceFacts,
+    /// Code loaded so far. It is unloaded with the device and not before.
+    modules: Mutex<Vec<(ModuleKey, LoadedModule)>>,
     context: Context,
+}
+
+/// What a loaded unit is known by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ModuleKey {
+    /// A unit of the embedded image, by name.
+    Embedded(&'static str),
+    /// An image given at run time, by number.
+    Given(u64),
+}
+
+struct LoadedModule(Handle);
+
+// SAFETY: the driver allows a module to be used from any thread.
+unsafe impl Send for LoadedModule {}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let modules = std::mem::take(&mut *self.modules.lock().unwrap_or_else(PoisonError::into_inner));
+        if modules.is_empty() || poison_of(self.facts.ordinal).is_some() {
+            return;
+        }
+        if let Ok(_current) = Current::try_enter(self.context.as_raw().cast()) {
+            for (_, module) in modules {
+                // SAFETY: loaded once, unloaded once; whatever could use it has held this device. A refusal cannot be
+                // reported here.
+                let _ = unsafe { driver::cuModuleUnload(module.0) };
+            }
+        }
+    }
 }
 
 impl fmt::Debug for CudaDevice {
@@ -67,7 +99,7 @@ impl CudaDevice {
             call: "cuDevicePrimaryCtxRetain",
         })?;
         released?;
-        Ok(Self { shared: Arc::new(Shared { facts, context }) })
+        Ok(Self { shared: Arc::new(Shared { facts, modules: Mutex::default(), context }) })
     }
 
     /// What was read of the device when it was opened.
@@ -120,6 +152,21 @@ impl CudaDevice {
     /// As [`Self::enter`], for destructors: `None` where nothing can or need be freed any more.
     pub(crate) fn enter_to_free(&self) -> Option<Current> {
         self.enter().ok()
+    }
+
+    /// The module of a key, loaded by `load` if it has not been.
+    pub(crate) fn module(
+        &self,
+        key: ModuleKey,
+        load: impl FnOnce() -> Result<Handle, DeviceError>,
+    ) -> Result<Handle, DeviceError> {
+        let mut modules = self.shared.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, module)) = modules.iter().find(|(loaded, _)| *loaded == key) {
+            return Ok(module.0);
+        }
+        let module = load()?;
+        modules.push((key, LoadedModule(module)));
+        Ok(module)
     }
 
     /// Turns a driver's answer into a result, and remembers a sticky error for all users of the device.

@@ -15,6 +15,12 @@ use crate::key::{self, Arithmetic, Instance, KernelKind, KeyQuery, STAGE1_THREAD
 const MERGE_LANES: u32 = 8;
 /// Tokens that a block of stage 1 takes at a time: 4 warps of 16; `kWarps * kTileTokens` in `cuda/decode/traits.cuh`.
 pub const SPLIT_TILE_LEN: u32 = 64;
+/// Pages shorter than this scatter the rows of one head.
+const SCATTERED_PAGE_LEN: u32 = 16;
+/// Heads that a block takes where their rows are neighbours.
+const HEADS_TOGETHER: u32 = 4;
+/// Codes of this many times the L2 make a long step.
+const LONG_L2_TIMES: u64 = 5;
 /// Channels of a thread of stage 2.
 const MERGE_CHANNELS: u32 = 4;
 
@@ -62,8 +68,20 @@ pub struct PlanArgs {
     pub request_partials: DeviceView,
     /// Workers of the plan.
     pub num_workers: u32,
+    /// kv heads of a block: 1, 2 or 4, dividing the kv heads, at most the variant's `max_heads`. The four warps of a block
+    /// are shared out among them.
+    pub heads_per_block: u32,
     /// Whether some request has partials. False saves the launch of stage 2; a graph that is to serve any plan says true.
     pub has_partials: bool,
+}
+
+/// How one step is cut and launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    /// What the plan follows.
+    pub split: SplitConfig,
+    /// kv heads of a block; see [`PlanArgs::heads_per_block`].
+    pub heads_per_block: u32,
 }
 
 /// The kernels chosen for one cache and one spec, ready to run.
@@ -125,16 +143,36 @@ impl Decoder {
         (blocks / (num_kv_heads * self.row_blocks).max(1)).max(1)
     }
 
-    /// The schedule for this decoder: its workers, and the costs of an item as measured on Hopper.
+    /// How a step is to be cut and launched: as many workers as the device holds at once, and the shape of the blocks.
+    ///
+    /// `kv_tokens` is the sum of the visible lengths. Where tokens lie in short pages, the rows of one token's heads are
+    /// neighbours in memory, and blocks that take four heads read them together; that pays once the cache is many times
+    /// the L2 (`docs/kernel-log.md`, section 5). A block's shape changes bits, so a batch-invariant schedule does not
+    /// look at the batch.
     #[must_use]
-    pub fn split_config(&self, spec: &DecodeSpec, policy: SplitPolicy) -> SplitConfig {
-        SplitConfig {
+    pub fn schedule(
+        &self,
+        spec: &DecodeSpec,
+        page_len: u32,
+        kv_tokens: u64,
+        policy: SplitPolicy,
+    ) -> Schedule {
+        let neighbours = page_len < SCATTERED_PAGE_LEN && spec.num_kv_heads.is_multiple_of(HEADS_TOGETHER);
+        let row_bytes = 2 * u64::from(spec.num_kv_heads) * u64::from(spec.head_dim);
+        let long = kv_tokens.saturating_mul(row_bytes)
+            >= LONG_L2_TIMES * u64::from(self.stage1.device().facts().l2_bytes);
+        let pays = long && policy == SplitPolicy::Throughput;
+        let heads_per_block =
+            if neighbours && pays && self.instance.max_heads >= HEADS_TOGETHER { HEADS_TOGETHER } else { 1 };
+        let num_workers = self.num_workers(spec.num_kv_heads.div_ceil(heads_per_block));
+        let split = SplitConfig {
             policy,
-            num_workers: self.num_workers(spec.num_kv_heads),
+            num_workers,
             tile_len: SPLIT_TILE_LEN,
             item_overhead: 1,
             min_split_tiles: 1,
-        }
+        };
+        Schedule { split, heads_per_block }
     }
 
     /// Queues stage 1 and, if there are partials, stage 2. Neither allocates nor waits; can be captured.
@@ -150,7 +188,12 @@ impl Decoder {
         // SAFETY: `DecodeParams` is the twin of what both kernels take, and every array in it has been checked against
         // the shapes that the kernels derive their accesses from.
         unsafe {
-            self.stage1.launch(self.stage1_shape(&params), &params, Order::AfterPrevious, stream)?;
+            self.stage1.launch(
+                self.stage1_shape(&params, args.plan.heads_per_block),
+                &params,
+                Order::AfterPrevious,
+                stream,
+            )?;
             if args.plan.has_partials {
                 // Stage 2 waits for stage 1 itself, so that its blocks can be in place before that.
                 self.stage2.launch(self.stage2_shape(&params), &params, Order::Overlapping, stream)?;
@@ -160,10 +203,14 @@ impl Decoder {
     }
 
     /// Grid of stage 1; the index is taken apart in `cuda/decode/stage1.cuh`.
-    fn stage1_shape(&self, params: &DecodeParams) -> LaunchShape {
+    fn stage1_shape(&self, params: &DecodeParams, heads_per_block: u32) -> LaunchShape {
         LaunchShape {
-            grid: [params.num_workers.saturating_mul(params.cache.num_kv_heads), self.row_blocks, 1],
-            block: [STAGE1_THREADS, 1],
+            grid: [
+                params.num_workers.saturating_mul(params.cache.num_kv_heads / heads_per_block),
+                self.row_blocks,
+                1,
+            ],
+            block: [STAGE1_THREADS / heads_per_block, heads_per_block],
             shared_bytes: self.instance.shared_bytes,
         }
     }
@@ -190,6 +237,16 @@ impl Decoder {
             ));
         }
         key::check_instance(self.instance, &cache)?;
+        let heads = plan.heads_per_block;
+        if ![1, 2, 4].contains(&heads)
+            || heads > self.instance.max_heads
+            || !cache.num_kv_heads.is_multiple_of(heads)
+        {
+            return refuse(format!(
+                "{heads} heads a block; 1, 2 or 4, at most {}, dividing the {} kv heads",
+                self.instance.max_heads, cache.num_kv_heads
+            ));
+        }
         let row_blocks = (spec.gqa_group() * spec.q_len).div_ceil(self.instance.key.rows());
         if row_blocks != self.row_blocks {
             return refuse(format!(

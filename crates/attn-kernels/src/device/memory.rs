@@ -110,7 +110,8 @@ impl DeviceBuffer {
         &self.device
     }
 
-    /// Copies `values` to byte `offset`; returns when the host memory may be reused.
+    /// Copies `values` to byte `offset`; returns when the bytes are there, for every stream.
+    /// (The driver's copy from pageable memory alone may return while the last part is still under way.)
     ///
     /// # Errors
     /// [`DeviceError::OutOfBounds`]; [`DeviceError::Driver`].
@@ -123,7 +124,8 @@ impl DeviceBuffer {
         let _current = self.device.enter()?;
         // SAFETY: the source is a slice of that length, the target lies in the buffer, and the call is synchronous.
         let code = unsafe { driver::cuMemcpyHtoD_v2(to, bytes.as_ptr().cast(), bytes.len()) };
-        self.device.check("cuMemcpyHtoD", code)
+        self.device.check("cuMemcpyHtoD", code)?;
+        Stream::default_of(&self.device).synchronize()
     }
 
     /// Copies from byte `offset` into `values`, after all earlier work of the default stream.

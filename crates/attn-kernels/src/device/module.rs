@@ -3,11 +3,12 @@
 use core::ffi::{CStr, c_int, c_void};
 use std::borrow::Cow;
 use std::ffi::CString;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cust::sys::{CUfunction_attribute_enum as Attribute, CUjit_option_enum as JitOption};
 
-use super::context::CudaDevice;
+use super::context::{CudaDevice, ModuleKey};
 use super::driver::{self, Handle};
 use super::error::DeviceError;
 use crate::image::{self, ImageError, Unit};
@@ -18,7 +19,8 @@ const CUDA_ERROR_NOT_FOUND: u32 = 500;
 const CUDA_ERROR_UNSUPPORTED_PTX_VERSION: u32 = 222;
 
 /// The kernel image on a device. A unit of it is loaded when the first of its kernels is asked for, so a program pays
-/// for what it uses. Clones share what is loaded; a unit goes with the last clone and the last [`Kernel`] from it.
+/// for what it uses. A loaded unit belongs to the device and stays until that is closed: graphs and queued work may
+/// still need its code when nobody holds a [`Kernel`] of it any more.
 #[derive(Clone, Debug)]
 pub struct Kernels {
     shared: Arc<Shared>,
@@ -29,27 +31,14 @@ struct Shared {
     device: CudaDevice,
     bytes: Cow<'static, [u8]>,
     units: Units,
-    /// One place a unit.
-    loaded: Mutex<Vec<Option<Arc<Module>>>>,
 }
 
 #[derive(Debug)]
 enum Units {
     Table(&'static [Unit]),
-    /// All bytes are one unit, whose kernels are not known beforehand.
-    One,
+    /// All bytes are one unit, whose kernels are not known beforehand; the number is its name.
+    One(u64),
 }
-
-#[derive(Debug)]
-struct Module {
-    device: CudaDevice,
-    handle: Handle,
-}
-
-// SAFETY: the driver allows a module and its functions to be used from any thread.
-unsafe impl Send for Module {}
-// SAFETY: as above, and from several at once.
-unsafe impl Sync for Module {}
 
 /// What the loaded code of one kernel uses, as the driver tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +60,7 @@ pub struct KernelFacts {
 /// One function of the image, ready to launch.
 #[derive(Clone, Debug)]
 pub struct Kernel {
-    module: Arc<Module>,
+    device: CudaDevice,
     handle: FunctionHandle,
     symbol: Arc<str>,
     facts: KernelFacts,
@@ -80,7 +69,7 @@ pub struct Kernel {
 #[derive(Clone, Copy, Debug)]
 struct FunctionHandle(Handle);
 
-// SAFETY: as for the module that the function is of.
+// SAFETY: the driver allows a function to be used from any thread; its module lives as long as the device.
 unsafe impl Send for FunctionHandle {}
 // SAFETY: as above.
 unsafe impl Sync for FunctionHandle {}
@@ -92,45 +81,37 @@ impl Kernels {
     /// [`DeviceError::Image`] if there is none or it is stale.
     pub fn embedded(device: &CudaDevice) -> Result<Self, DeviceError> {
         let image = image::embedded()?;
-        Ok(Self::new(device, Cow::Borrowed(image.bytes), Units::Table(image.units), image.units.len()))
+        Ok(Self::new(device, Cow::Borrowed(image.bytes), Units::Table(image.units)))
     }
 
-    /// An image given as bytes: one fatbin or cubin.
+    /// An image given as bytes: one fatbin or cubin. Its code stays loaded until the device is closed.
     ///
     /// # Safety
     /// The bytes are well-formed: the driver reads them by their own length fields.
     #[must_use]
     pub unsafe fn from_fatbin(device: &CudaDevice, fatbin: Vec<u8>) -> Self {
-        Self::new(device, Cow::Owned(fatbin), Units::One, 1)
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self::new(device, Cow::Owned(fatbin), Units::One(NEXT.fetch_add(1, Ordering::Relaxed)))
     }
 
-    fn new(device: &CudaDevice, bytes: Cow<'static, [u8]>, units: Units, num_units: usize) -> Self {
-        let loaded = Mutex::new(vec![None; num_units]);
-        Self { shared: Arc::new(Shared { device: device.clone(), bytes, units, loaded }) }
+    fn new(device: &CudaDevice, bytes: Cow<'static, [u8]>, units: Units) -> Self {
+        Self { shared: Arc::new(Shared { device: device.clone(), bytes, units }) }
     }
 
     /// The unit that has a kernel, loaded now if it has not been.
-    fn module_of(&self, symbol: &str) -> Result<Arc<Module>, DeviceError> {
-        let Shared { device, bytes, units, loaded } = &*self.shared;
+    fn module_of(&self, symbol: &str) -> Result<Handle, DeviceError> {
+        let Shared { device, bytes, units } = &*self.shared;
         let missing = || ImageError::NoSuchKernel { symbol: symbol.to_owned() };
-        let (unit_idx, unit_bytes) = match units {
-            Units::One => (0, &bytes[..]),
+        let (key, unit_bytes) = match units {
+            Units::One(number) => (ModuleKey::Given(*number), &bytes[..]),
             Units::Table(units) => {
-                let unit_idx =
-                    units.iter().position(|unit| unit.symbols.contains(&symbol)).ok_or_else(missing)?;
-                (unit_idx, bytes.get(units[unit_idx].range.clone()).ok_or_else(missing)?)
+                let unit = units.iter().find(|unit| unit.symbols.contains(&symbol)).ok_or_else(missing)?;
+                (ModuleKey::Embedded(unit.name), bytes.get(unit.range.clone()).ok_or_else(missing)?)
             }
         };
-        let mut loaded = loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = loaded.get_mut(unit_idx).ok_or_else(missing)?;
-        if let Some(module) = place {
-            return Ok(Arc::clone(module));
-        }
         // SAFETY: the bytes are the build tool's, tied to these sources by their hash, or well-formed by the word of
         // whoever called `from_fatbin`.
-        let module = Arc::new(unsafe { Module::load(device, unit_bytes) }?);
-        *place = Some(Arc::clone(&module));
-        Ok(module)
+        device.module(key, || unsafe { load_unit(device, unit_bytes) })
     }
 
     /// The device that the image is for.
@@ -153,7 +134,7 @@ impl Kernels {
         let name = CString::new(symbol).map_err(|_| missing())?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: writes one handle; the module is loaded and the name is a C string.
-        let code = unsafe { driver::cuModuleGetFunction(&raw mut handle, module.handle, name.as_ptr()) };
+        let code = unsafe { driver::cuModuleGetFunction(&raw mut handle, module, name.as_ptr()) };
         if code == CUDA_ERROR_NOT_FOUND {
             return Err(missing().into());
         }
@@ -182,62 +163,49 @@ impl Kernels {
             max_block_threads: attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
             binary_version: attribute(Attribute::CU_FUNC_ATTRIBUTE_BINARY_VERSION)?,
         };
-        Ok(Kernel { module, handle: FunctionHandle(handle), symbol: symbol.into(), facts })
+        Ok(Kernel { device: device.clone(), handle: FunctionHandle(handle), symbol: symbol.into(), facts })
     }
 }
 
-impl Module {
-    /// # Safety
-    /// The bytes are one well-formed fatbin or cubin.
-    unsafe fn load(device: &CudaDevice, bytes: &[u8]) -> Result<Self, DeviceError> {
-        let _current = device.enter()?;
-        let mut handle = std::ptr::null_mut();
-        let mut log = [0_u8; 4096];
-        let mut options =
-            [JitOption::CU_JIT_ERROR_LOG_BUFFER as u32, JitOption::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES as u32];
-        // The driver takes a number in a pointer's place here, by value.
-        let mut values: [*mut c_void; 2] =
-            [log.as_mut_ptr().cast(), std::ptr::without_provenance_mut(log.len())];
-        // SAFETY: the image is well-formed by the caller's word; the two options and values match, and the log lives
-        // through the call.
-        let code = unsafe {
-            driver::cuModuleLoadDataEx(
-                &raw mut handle,
-                bytes.as_ptr().cast(),
-                2,
-                options.as_mut_ptr(),
-                values.as_mut_ptr(),
-            )
-        };
-        let needs = image::needs();
-        match device.check("cuModuleLoadData", code) {
-            Ok(()) => Ok(Self { device: device.clone(), handle }),
-            Err(DeviceError::Driver(error)) => Err(match error.code {
-                CUDA_ERROR_NO_BINARY_FOR_GPU => {
-                    Unavailable::UnsupportedArch { found: device.facts().sm, supported: needs.supported }
-                        .into()
-                }
-                CUDA_ERROR_UNSUPPORTED_PTX_VERSION => Unavailable::DriverTooOld {
-                    found: device.facts().driver_version,
-                    needed: needs.driver_version_for_ptx,
-                }
-                .into(),
-                _ => {
-                    let log = CStr::from_bytes_until_nul(&log).unwrap_or_default();
-                    DeviceError::ImageRefused { error, log: log.to_string_lossy().trim().to_owned() }
-                }
-            }),
-            Err(other) => Err(other),
-        }
-    }
-}
-
-impl Drop for Module {
-    fn drop(&mut self) {
-        if let Some(_current) = self.device.enter_to_free() {
-            // SAFETY: loaded once, unloaded once, after the last function of it. A refusal cannot be reported here.
-            let _ = unsafe { driver::cuModuleUnload(self.handle) };
-        }
+/// # Safety
+/// The bytes are one well-formed fatbin or cubin.
+unsafe fn load_unit(device: &CudaDevice, bytes: &[u8]) -> Result<Handle, DeviceError> {
+    let _current = device.enter()?;
+    let mut handle = std::ptr::null_mut();
+    let mut log = [0_u8; 4096];
+    let mut options =
+        [JitOption::CU_JIT_ERROR_LOG_BUFFER as u32, JitOption::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES as u32];
+    // The driver takes a number in a pointer's place here, by value.
+    let mut values: [*mut c_void; 2] = [log.as_mut_ptr().cast(), std::ptr::without_provenance_mut(log.len())];
+    // SAFETY: the image is well-formed by the caller's word; the two options and values match, and the log lives
+    // through the call.
+    let code = unsafe {
+        driver::cuModuleLoadDataEx(
+            &raw mut handle,
+            bytes.as_ptr().cast(),
+            2,
+            options.as_mut_ptr(),
+            values.as_mut_ptr(),
+        )
+    };
+    let needs = image::needs();
+    match device.check("cuModuleLoadData", code) {
+        Ok(()) => Ok(handle),
+        Err(DeviceError::Driver(error)) => Err(match error.code {
+            CUDA_ERROR_NO_BINARY_FOR_GPU => {
+                Unavailable::UnsupportedArch { found: device.facts().sm, supported: needs.supported }.into()
+            }
+            CUDA_ERROR_UNSUPPORTED_PTX_VERSION => Unavailable::DriverTooOld {
+                found: device.facts().driver_version,
+                needed: needs.driver_version_for_ptx,
+            }
+            .into(),
+            _ => {
+                let log = CStr::from_bytes_until_nul(&log).unwrap_or_default();
+                DeviceError::ImageRefused { error, log: log.to_string_lossy().trim().to_owned() }
+            }
+        }),
+        Err(other) => Err(other),
     }
 }
 
@@ -257,7 +225,7 @@ impl Kernel {
     /// The device that it is loaded on.
     #[must_use]
     pub fn device(&self) -> &CudaDevice {
-        &self.module.device
+        &self.device
     }
 
     /// Blocks of this size that one multiprocessor holds at once.

@@ -287,7 +287,21 @@ impl Case {
         lse: Option<&[f32]>,
         arithmetic: &Arithmetic,
     ) -> Result<(), Box<Mismatch>> {
-        mismatch::check(self, out, lse, arithmetic)
+        mismatch::check(self, self.expected().as_deref().ok(), out, lse, arithmetic)
+    }
+
+    /// As [`Self::check`], with the oracle's word from [`Self::expected`]: for several kernels on one case.
+    ///
+    /// # Errors
+    /// The element that is furthest beyond its bound.
+    pub fn check_against(
+        &self,
+        expected: &[oracle::OracleOutput],
+        out: &Floats,
+        lse: Option<&[f32]>,
+        arithmetic: &Arithmetic,
+    ) -> Result<(), Box<Mismatch>> {
+        mismatch::check(self, Some(expected), out, lse, arithmetic)
     }
 
     /// The arithmetic of an f32 backend over this case's plan.

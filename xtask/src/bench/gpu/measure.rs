@@ -51,6 +51,7 @@ struct DevicePlan {
     partial_o: DeviceBuffer,
     partial_ml: DeviceBuffer,
     plan: SplitPlan,
+    heads_per_block: u32,
 }
 
 /// Everything that the launches of one case share.
@@ -183,9 +184,10 @@ impl<'a> Bench<'a> {
         })?;
         let config = plan.plan.config().context("the plan is made")?;
         let plan = format!(
-            "{}: {} workers, {} items, {} partials, {}",
+            "{}: {} workers, {} heads a block, {} items, {} partials, {}",
             config.policy,
             config.num_workers,
+            plan.heads_per_block,
             plan.plan.items().len(),
             plan.plan.num_partials(),
             decoder.instance().key
@@ -194,7 +196,9 @@ impl<'a> Bench<'a> {
     }
 
     fn plan(&self, decoder: &Decoder, spec: &DecodeSpec, case: &Case) -> Result<DevicePlan> {
-        let default = decoder.split_config(spec, case.policy);
+        let kv_tokens = case.kv_lens.iter().map(|&kv_len| spec.visible_any(kv_len).len() as u64).sum();
+        let schedule = decoder.schedule(spec, case.page_len, kv_tokens, case.policy);
+        let default = schedule.split;
         let config = SplitConfig {
             item_overhead: self.args.item_overhead.unwrap_or(default.item_overhead),
             min_split_tiles: self.args.min_split_tiles.unwrap_or(default.min_split_tiles),
@@ -211,6 +215,7 @@ impl<'a> Bench<'a> {
             partial_o: self.device.alloc(workspace.o_elements * 4)?,
             partial_ml: self.device.alloc(workspace.ml_elements * 4)?,
             plan,
+            heads_per_block: schedule.heads_per_block,
         })
     }
 
@@ -238,6 +243,7 @@ impl<'a> Bench<'a> {
                 worker_starts: plan.worker_starts.view(),
                 request_partials: plan.request_partials.view(),
                 num_workers: plan.plan.config().map_or(0, |config| config.num_workers),
+                heads_per_block: plan.heads_per_block,
                 has_partials: plan.plan.num_partials() > 0
                     && decoder.instance().key.kind == KernelKind::Stage1,
             },

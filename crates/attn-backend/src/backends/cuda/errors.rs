@@ -47,7 +47,16 @@ fn of_report(report: &DeviceReport, layout: &CacheLayout) -> Error {
             num_pages: layout.num_pages(),
         }
         .into(),
-        // The device does not say which scale it was.
-        _ => Error::Device { backend: BackendId::CUDA, what: report.to_string(), is_lost: false },
+        Some(ErrorKind::ScaleOverflow) => kv_quant::Error::ScaleOverflow {
+            side,
+            token,
+            head,
+            channel,
+            // The device does not say how far beyond the type it was.
+            scale: f32::INFINITY,
+            scale_type: layout.format().scale_type(),
+        }
+        .into(),
+        None => Error::Device { backend: BackendId::CUDA, what: report.to_string(), is_lost: false },
     }
 }

@@ -200,6 +200,8 @@ impl CudaExecutor {
             worker_starts,
             request_partials,
             num_workers: plan.worker_starts().len().saturating_sub(1) as u32,
+            // A session plans by one configuration, whatever the step.
+            heads_per_block: 1,
             has_partials: plan.num_partials() > 0,
         };
         self.planned =
@@ -305,7 +307,15 @@ impl CudaExecutor {
 
 impl Executor for CudaExecutor {
     fn append(&mut self, k: Input<'_>, v: Input<'_>, slots: &[i64]) -> Result<(), Error> {
-        self.append_to_slots(k, v, slots).map_err(|error| of_device(error, &self.layout))
+        self.append_to_slots(k, v, slots).map_err(|error| {
+            // The device reports one of several bad values, whichever came first; on the host the first can be told.
+            if let (DeviceError::Reported(_), Input::Host(k), Input::Host(v)) = (&error, k, v)
+                && let Err(first) = kv_quant::check_append(&self.layout, k, v, slots)
+            {
+                return first.into();
+            }
+            of_device(error, &self.layout)
+        })
     }
 
     fn plan(&mut self, request: &DecodeRequest<'_>, plan: &SplitPlan) -> Result<(), Error> {

@@ -1,5 +1,6 @@
 //! The algorithm, over any instruction set's vectors.
 
+pub(crate) mod append;
 mod math;
 mod rows;
 mod simd;
@@ -10,7 +11,7 @@ mod tile;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use rows::SidePlanes;
+pub(crate) use rows::{Bytes, SidePlanes};
 pub(crate) use simd::Simd;
 pub(crate) use softmax::{BlockMask, LogitRule};
 pub(crate) use stage1::attend;

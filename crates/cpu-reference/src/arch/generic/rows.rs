@@ -1,4 +1,4 @@
-//! Where the rows of a tile lie: looked up once for all query rows.
+//! Where the rows of a tile lie, and their scales: found once for all query rows.
 
 use super::Simd;
 use crate::stage1::{Step, TILE_LEN, padded_dim};
@@ -7,28 +7,49 @@ use kv_quant::{Element, FloatType, MAX_HEAD_DIM, ScaleType};
 
 /// Tokens of a tile.
 pub(crate) const TILE: usize = TILE_LEN as usize;
+const MAX_DIM: usize = MAX_HEAD_DIM as usize;
 /// Most scales of a row: groups of 8.
-const MAX_SCALES: usize = MAX_HEAD_DIM as usize / 8;
+const MAX_SCALES: usize = MAX_DIM / 8;
 
-/// Stands in for rows that do not exist: behind the end of an item, or outside the cache. Elements 0, scales 0.
-static ZEROS: [u8; 4 * MAX_HEAD_DIM as usize] = [0; 4 * MAX_HEAD_DIM as usize];
-
-/// How a chunk of a row is made, see [`Side::chunk`]: codes times one scale.
+/// How a chunk of a row is made, see [`Tile::values`]: codes times one scale.
 pub(crate) const ONE_SCALE: u8 = 0;
 /// Codes times two scales: groups of 8 in vectors of 16.
 pub(crate) const TWO_SCALES: u8 = 1;
 /// Floats of an unquantized cache.
 pub(crate) const FLOATS: u8 = 2;
 
-/// K or V of a cache: two strided planes. Strides and offsets in bytes.
+/// Stands in for rows that do not exist: behind the end of an item, or outside the cache. Elements 0, scales 0.
+static ZEROS: [u8; 4 * MAX_DIM] = [0; 4 * MAX_DIM];
+
+/// A strided plane of bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Bytes<'a> {
+    pub buffer: &'a [u8],
+    pub offset: u64,
+    pub page_stride: u64,
+    pub slot_stride: u64,
+    pub head_stride: u64,
+}
+
+impl Bytes<'_> {
+    /// A row. Good for all its bytes if page, slot and head are within the layout, since `Step::new` has found the
+    /// buffer as long as the layout says.
+    #[inline(always)]
+    fn row(&self, page: u64, slot: u64, head: u64) -> *const u8 {
+        let first = self
+            .offset
+            .wrapping_add(page.wrapping_mul(self.page_stride))
+            .wrapping_add(slot.wrapping_mul(self.slot_stride))
+            .wrapping_add(head.wrapping_mul(self.head_stride));
+        self.buffer.as_ptr().wrapping_add(first as usize)
+    }
+}
+
+/// K or V of a cache.
 #[derive(Clone, Copy)]
 pub(crate) struct SidePlanes<'a> {
-    pub codes: &'a [u8],
-    pub scales: &'a [u8],
-    /// Offset, page stride, slot stride, head stride of the codes.
-    pub code_strides: [u64; 4],
-    /// The same of the scales.
-    pub scale_strides: [u64; 4],
+    pub codes: Bytes<'a>,
+    pub scales: Bytes<'a>,
     pub head_dim: usize,
     pub num_groups: usize,
     pub group_len: usize,
@@ -36,165 +57,175 @@ pub(crate) struct SidePlanes<'a> {
     pub element: Element,
 }
 
-impl<'a> SidePlanes<'a> {
-    /// Codes and scales of a row, or `None` outside the buffers.
-    #[inline(always)]
-    fn row(&self, page: u64, slot: u64, head: u64) -> Option<(&'a [u8], &'a [u8])> {
-        let start = |[offset, page_stride, slot_stride, head_stride]: [u64; 4]| {
-            offset
-                .wrapping_add(page.wrapping_mul(page_stride))
-                .wrapping_add(slot.wrapping_mul(slot_stride))
-                .wrapping_add(head.wrapping_mul(head_stride)) as usize
-        };
-        let (code, scale) = (start(self.code_strides), start(self.scale_strides));
-        let scale_bytes = self.num_groups * self.scale_type.bytes();
-        Some((
-            self.codes.get(code..code.checked_add(self.head_dim * self.element.bytes())?)?,
-            self.scales.get(scale..scale.checked_add(scale_bytes)?)?,
-        ))
-    }
-}
-
-/// One side's rows of a tile.
-pub(crate) struct SideRows<'a> {
-    /// At least `padded_dim` codes each, where the head dimension is a multiple of the lanes; else see `padded`.
-    codes: [&'a [u8]; TILE],
-    scales: [&'a [u8]; TILE],
+/// One side's rows of a tile. Every pointer is good for a row of its plane: in the cache, or of zeros.
+pub(crate) struct SideRows {
+    pub codes: [*const u8; TILE],
+    pub scales: [*const u8; TILE],
 }
 
 /// The rows of a tile, K and V.
-pub(crate) struct Rows<'a> {
-    pub k: SideRows<'a>,
-    pub v: SideRows<'a>,
+pub(crate) struct Rows {
+    pub k: SideRows,
+    pub v: SideRows,
     pub len: usize,
 }
 
-/// One side of a tile as the inner loops take it.
+impl SideRows {
+    const ZERO: Self = Self { codes: [ZEROS.as_ptr(); TILE], scales: [ZEROS.as_ptr(); TILE] };
+
+    /// Rows `at..at + run` from consecutive slots of a page; of zeros if there is no such page.
+    #[inline(always)]
+    fn set_run(
+        &mut self,
+        planes: &SidePlanes<'_>,
+        at: usize,
+        run: usize,
+        page: Option<u64>,
+        slot: u64,
+        head: u64,
+    ) {
+        for (plane, rows) in [(&planes.codes, &mut self.codes), (&planes.scales, &mut self.scales)] {
+            let (first, stride) = match page {
+                Some(page) => (plane.row(page, slot, head), plane.slot_stride as usize),
+                None => (ZEROS.as_ptr(), 0),
+            };
+            for (i, row) in rows[at..at + run].iter_mut().enumerate() {
+                *row = first.wrapping_add(i * stride);
+            }
+        }
+    }
+
+    /// Asks for one row's cache lines.
+    #[inline(always)]
+    pub(crate) fn prefetch<S: Simd>(&self, s: S, token: usize, head_dim: usize) {
+        let mut at = 0;
+        while at < head_dim {
+            s.prefetch(self.codes[token].wrapping_add(at));
+            at += 64;
+        }
+        s.prefetch(self.scales[token]);
+    }
+}
+
+impl Rows {
+    pub(crate) fn empty() -> Self {
+        Self { k: SideRows::ZERO, v: SideRows::ZERO, len: 0 }
+    }
+
+    /// Looks up tokens `start..end` (at most [`TILE`]) of a request, page by page.
+    #[inline(always)]
+    pub(crate) fn look_up(&mut self, step: &Step<'_>, request: usize, head: u64, start: u32, end: u32) {
+        let page_len = step.page_len;
+        let len = (end - start) as usize;
+        let (mut position, mut slot) = (start / page_len, start % page_len);
+        let mut at = 0;
+        while at < len {
+            let run = ((page_len - slot) as usize).min(len - at);
+            let page = step.page(request, position);
+            self.k.set_run(&step.k, at, run, page, u64::from(slot), head);
+            self.v.set_run(&step.v, at, run, page, u64::from(slot), head);
+            at += run;
+            (position, slot) = (position + 1, 0);
+        }
+        if len < TILE {
+            for rows in [&mut self.k, &mut self.v] {
+                rows.codes[len..].fill(ZEROS.as_ptr());
+                rows.scales[len..].fill(ZEROS.as_ptr());
+            }
+        }
+        self.len = len;
+    }
+}
+
+/// Copies of rows whose length is no multiple of the lanes: zeros behind each.
+struct Copies {
+    bytes: [[u8; MAX_DIM]; TILE],
+    rows: [*const u8; TILE],
+}
+
+/// What the inner loops need of a side beyond the rows: decoded scales, and copies where rows must be padded.
 pub(crate) struct Side {
-    /// `padded_dim` codes each; `TILE` of them, zeros behind the tile's end.
-    pub codes: [*const i8; TILE],
-    /// Decoded scales, `[TILE][scale_stride]`.
-    pub scales: [f32; TILE * MAX_SCALES],
-    pub scale_stride: usize,
+    /// `[TILE][scale_stride]`.
+    scales: [f32; TILE * MAX_SCALES],
+    scale_stride: usize,
     /// A chunk's scale is at `(chunk * LANES) >> shift`.
-    pub shift: u32,
+    shift: u32,
     /// [`ONE_SCALE`], [`TWO_SCALES`] or [`FLOATS`].
     pub mode: u8,
-    /// Copies of rows whose length is no multiple of the lanes, zeros behind each.
-    padded: Vec<u8>,
-    /// Rows of an unquantized cache, `[TILE][padded_dim]`; else empty.
+    copies: Option<Copies>,
+    /// Widened rows of an unquantized cache, `[TILE][padded_dim]`; else empty and never allocated.
     floats: Vec<f32>,
     padded_dim: usize,
 }
 
-impl<'a> Rows<'a> {
-    pub(crate) fn empty() -> Self {
-        let side = || SideRows { codes: [&ZEROS; TILE], scales: [&ZEROS; TILE] };
-        Self { k: side(), v: side(), len: 0 }
-    }
-
-    /// Looks up tokens `start..end` (at most [`TILE`]) of a request.
-    #[inline(always)]
-    pub(crate) fn look_up(&mut self, step: &Step<'a>, request: usize, head: u64, start: u32, end: u32) {
-        let page_len = step.page_len;
-        self.len = (end - start) as usize;
-        let (mut page_of_row, mut slot) = (start / page_len, start % page_len);
-        let mut page = step.page(request, page_of_row);
-        for i in 0..self.len {
-            for (planes, rows) in [(&step.k, &mut self.k), (&step.v, &mut self.v)] {
-                let row = page.and_then(|page| planes.row(page, u64::from(slot), head));
-                let (codes, scales) = row.unwrap_or((&ZEROS, &ZEROS));
-                rows.codes[i] = codes;
-                rows.scales[i] = scales;
-            }
-            slot += 1;
-            if slot == page_len {
-                (page_of_row, slot) = (page_of_row + 1, 0);
-                page = if i + 1 < self.len { step.page(request, page_of_row) } else { None };
-            }
-        }
-    }
-}
-
-impl SideRows<'_> {
-    /// Asks for one row's cache lines.
-    ///
-    /// # Safety
-    /// `token < TILE`.
-    #[inline(always)]
-    pub(crate) unsafe fn prefetch<S: Simd>(&self, s: S, token: usize, head_dim: usize) {
-        // SAFETY: the caller's.
-        let (codes, scales) = unsafe { (self.codes.get_unchecked(token), self.scales.get_unchecked(token)) };
-        let mut at = 0;
-        while at < head_dim {
-            s.prefetch(codes.as_ptr().wrapping_add(at));
-            at += 64;
-        }
-        s.prefetch(scales.as_ptr());
-    }
+/// One side of a tile as the inner loops take it.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile<'a> {
+    /// `padded_dim` codes each.
+    codes: &'a [*const u8; TILE],
+    side: &'a Side,
 }
 
 impl Side {
     pub(crate) fn new<S: Simd>(_: S, planes: &SidePlanes<'_>) -> Self {
         let whole = planes.num_groups == 1;
         let is_float = planes.element != Element::Int8;
-        let is_whole = is_float || planes.head_dim.is_multiple_of(S::LANES);
         let padded_dim = padded_dim(planes.head_dim);
-        let mode = match (is_float, !whole && planes.group_len < S::LANES) {
-            (true, _) => FLOATS,
-            (false, true) => TWO_SCALES,
-            (false, false) => ONE_SCALE,
-        };
+        let copies = (!is_float && !planes.head_dim.is_multiple_of(S::LANES))
+            .then_some(Copies { bytes: [[0; MAX_DIM]; TILE], rows: [ZEROS.as_ptr(); TILE] });
         Self {
-            codes: [ZEROS.as_ptr().cast(); TILE],
             scales: [0.0; TILE * MAX_SCALES],
             scale_stride: planes.num_groups.next_multiple_of(8),
             shift: if whole { 31 } else { planes.group_len.trailing_zeros() },
-            mode,
-            padded: vec![0; if is_whole { 0 } else { TILE * MAX_HEAD_DIM as usize }],
-            floats: vec![0.0; if is_float { TILE * padded_dim } else { 0 }],
+            mode: match (is_float, !whole && planes.group_len < S::LANES) {
+                (true, _) => FLOATS,
+                (false, true) => TWO_SCALES,
+                (false, false) => ONE_SCALE,
+            },
+            copies,
+            floats: if is_float { vec![0.0; TILE * padded_dim] } else { Vec::new() },
             padded_dim,
         }
     }
 
-    /// Takes one side of a tile: pointers, decoded scales.
+    /// Takes one side of a tile of `len` tokens.
     #[inline(always)]
-    pub(crate) fn load<S: Simd>(&mut self, s: S, planes: &SidePlanes<'_>, rows: &SideRows<'_>, len: usize) {
+    pub(crate) fn load<'a, S: Simd>(
+        &'a mut self,
+        s: S,
+        planes: &SidePlanes<'_>,
+        rows: &'a SideRows,
+        len: usize,
+    ) -> Tile<'a> {
         if let Element::Float(float_type) = planes.element {
-            return self.widen(float_type, rows, len);
+            self.widen(float_type, planes.head_dim, rows);
+            return Tile { codes: &rows.codes, side: self };
         }
-        let scale_bytes = planes.scale_type.bytes();
-        for i in 0..TILE {
-            let (codes, scales): (&[u8], &[u8]) =
-                if i < len { (rows.codes[i], rows.scales[i]) } else { (&ZEROS, &ZEROS) };
-            self.codes[i] = if self.padded.is_empty() || i >= len {
-                codes.as_ptr().cast()
-            } else {
-                let at = i * MAX_HEAD_DIM as usize;
-                let n = planes.head_dim.min(codes.len());
-                self.padded[at..at + n].copy_from_slice(&codes[..n]);
-                self.padded[at..].as_ptr().cast()
-            };
-            let mut first = 0;
-            while first < planes.num_groups {
-                let n = (planes.num_groups - first).min(8);
-                let bytes = &scales[first * scale_bytes..(first + n) * scale_bytes];
-                let out = &mut self.scales[i * self.scale_stride + first..][..8];
-                // SAFETY: `bytes` holds n scales, `out` 8 f32.
-                unsafe { s.widen_scales(planes.scale_type, bytes.as_ptr(), n, out.as_mut_ptr()) };
-                first += n;
+        // The type is matched once, outside the loop.
+        match planes.scale_type {
+            ScaleType::F16 => self.decode(s, ScaleType::F16, planes.num_groups, rows, len),
+            ScaleType::Bf16 => self.decode(s, ScaleType::Bf16, planes.num_groups, rows, len),
+            ScaleType::F32 => self.decode(s, ScaleType::F32, planes.num_groups, rows, len),
+        }
+        if let Some(copies) = &mut self.copies {
+            for ((bytes, copy), &row) in copies.bytes.iter_mut().zip(&mut copies.rows).zip(&rows.codes) {
+                // SAFETY: row is good for head_dim bytes, and a copy holds MAX_DIM.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(row, bytes.as_mut_ptr(), planes.head_dim.min(MAX_DIM))
+                };
+                *copy = bytes.as_ptr();
             }
         }
+        let codes = self.copies.as_ref().map_or(&rows.codes, |copies| &copies.rows);
+        Tile { codes, side: self }
     }
 
-    /// Takes one side of a tile of an unquantized cache: values, zeros behind each row and behind the last.
+    /// Widens the rows of an unquantized cache; the channels behind head_dim stay 0.
     #[inline(always)]
-    fn widen(&mut self, float_type: FloatType, rows: &SideRows<'_>, len: usize) {
-        for (i, out) in self.floats.chunks_exact_mut(self.padded_dim).enumerate() {
-            let bytes: &[u8] = if i < len { rows.codes[i] } else { &[] };
-            let num = bytes.len() / float_type.bytes();
-            let (out, padding) = out.split_at_mut(num.min(out.len()));
-            padding.fill(0.0);
+    fn widen(&mut self, float_type: FloatType, head_dim: usize, rows: &SideRows) {
+        for (out, row) in self.floats.chunks_exact_mut(self.padded_dim).zip(rows.codes) {
+            // SAFETY: the row is good for head_dim elements, in the cache or of zeros (4 bytes each, the widest).
+            let bytes = unsafe { std::slice::from_raw_parts(row, head_dim * float_type.bytes()) };
             match float_type {
                 FloatType::F32 => {
                     for (x, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
@@ -215,26 +246,62 @@ impl Side {
         }
     }
 
-    /// A chunk of a row, dequantized.
+    #[inline(always)]
+    fn decode<S: Simd>(
+        &mut self,
+        s: S,
+        scale_type: ScaleType,
+        num_groups: usize,
+        rows: &SideRows,
+        len: usize,
+    ) {
+        let stride = self.scale_stride;
+        assert!(num_groups <= stride && stride <= MAX_SCALES && len <= TILE);
+        // The inner loops take tokens in blocks of up to 16.
+        for token in 0..len.next_multiple_of(16).min(TILE) {
+            let mut first = 0;
+            while first < num_groups {
+                let n = (num_groups - first).min(8);
+                // SAFETY: the row is good for num_groups scales; token * stride + first + 8 <= TILE * MAX_SCALES, since
+                // stride is a multiple of 8.
+                unsafe {
+                    let stored = rows.scales[token].add(first * scale_type.bytes());
+                    s.widen_scales(
+                        scale_type,
+                        stored,
+                        n,
+                        self.scales.as_mut_ptr().add(token * stride + first),
+                    );
+                }
+                first += 8;
+            }
+        }
+    }
+}
+
+impl Tile<'_> {
+    /// Values of a chunk: code times scale, or floats as they are.
     ///
     /// # Safety
-    /// `token < TILE` and `chunk * LANES < padded_dim`; the side was loaded, and `MODE` is its mode.
+    /// `token < TILE`, the chunk is one of `padded_dim / LANES`, and `MODE` is the side's.
     #[inline(always)]
-    pub(crate) unsafe fn chunk<S: Simd, const MODE: u8>(&self, s: S, token: usize, chunk: usize) -> S::F {
+    pub(crate) unsafe fn values<S: Simd, const MODE: u8>(&self, s: S, token: usize, chunk: usize) -> S::F {
         let at = chunk * S::LANES;
-        // SAFETY: with FLOATS, `floats` is [TILE][padded_dim]. Else every row has padded_dim codes and scale_stride
-        // scales, enough for every chunk of it (rounded up to 8, so that the second group of a last chunk exists).
+        // SAFETY: with FLOATS there are [TILE][padded_dim] of them. Else the row has padded_dim codes (padded copies have
+        // 256), and scale_stride scales, enough for each of its chunks (rounded up to 8, so that the second group of a
+        // last chunk exists).
         unsafe {
             if MODE == FLOATS {
-                return s.load(self.floats.as_ptr().add(token * self.padded_dim + at));
+                return s.load(self.side.floats.as_ptr().add(token * self.side.padded_dim + at));
             }
-            let row = self.scales.as_ptr().add(token * self.scale_stride);
+            let codes = s.load_codes(self.codes.get_unchecked(token).add(at).cast());
+            let row = self.side.scales.as_ptr().add(token * self.side.scale_stride);
             let scale = if MODE == TWO_SCALES {
                 s.load_by_eights(row.add(at / 8))
             } else {
-                s.splat(*row.add(at >> self.shift))
+                s.splat(*row.add(at >> self.side.shift))
             };
-            s.mul(s.load_codes(self.codes.get_unchecked(token).add(at)), scale)
+            s.mul(codes, scale)
         }
     }
 }

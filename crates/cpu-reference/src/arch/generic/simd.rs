@@ -52,4 +52,26 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn select_lt(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
     /// Lane `i` of the result is the sum of the lanes of `rows[i]`; `rows` from `LANES` on are not looked at.
     fn sum_lanes(self, rows: &[Self::F; 16]) -> Self::F;
+
+    /// The largest lane.
+    fn max_lanes(self, x: Self::F) -> f32;
+    /// Stores lanes within +-127, rounded half to even, as `LANES` codes.
+    /// # Safety
+    /// `LANES` bytes are writable at `p`.
+    unsafe fn store_codes(self, p: *mut i8, x: Self::F);
+    /// [`Self::store_codes`] of four vectors in a row.
+    /// # Safety
+    /// `4 * LANES` bytes are writable at `p`.
+    #[inline(always)]
+    unsafe fn store_codes_of_four(self, p: *mut i8, x: [Self::F; 4]) {
+        for (i, x) in x.into_iter().enumerate() {
+            // SAFETY: the caller's.
+            unsafe { self.store_codes(p.add(i * Self::LANES), x) };
+        }
+    }
+    /// `kv_quant::round_scale_up` of the first 8 lanes: stores the first `n` scales at `p` and returns all their values.
+    /// No scale overflows its type.
+    /// # Safety
+    /// `n` (1 to 8) scales are writable at `p`.
+    unsafe fn round_scales_up(self, scale_type: ScaleType, amax: Self::F, p: *mut u8, n: usize) -> Self::F;
 }

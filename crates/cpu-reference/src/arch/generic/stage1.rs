@@ -1,7 +1,7 @@
-//! Stage 1 over one work item of one kv head: tiles of tokens outside, blocks of query rows inside.
+//! Stage 1 over one work item of one or more kv heads: tiles of tokens outside, then heads, then blocks of query rows.
 
 use super::Simd;
-use super::rows::{FLOATS, ONE_SCALE, Rows, Side, TILE, TWO_SCALES};
+use super::rows::{FLOATS, ONE_SCALE, Rows, Side, TILE, TWO_SCALES, Tile};
 use super::softmax::{BlockMask, softmax};
 use super::tile::{self, Ahead};
 use crate::stage1::{Step, Unit};
@@ -9,43 +9,56 @@ use crate::stage1::{Step, Unit};
 /// The most query rows that one pass over a tile serves.
 const MAX_BLOCK: usize = 8;
 
-/// Fills `o` (`[rows][padded_dim]`) and `ml` (`[rows][2]`) of one unit.
+/// Fills `o` (`[num_heads][rows][padded_dim]`) and `ml` (`[num_heads][rows][2]`) of one unit.
 ///
 /// Inlined into a function that has the instruction set's target features.
 #[inline(always)]
 pub(crate) fn attend<S: Simd>(s: S, step: &Step<'_>, unit: Unit<'_>) {
-    let Unit { item, kv_head, q, o, ml } = unit;
+    let Unit { item, first_head, num_heads, q, o, ml } = unit;
     let (rows, padded_dim) = (step.rows, step.padded_dim);
-    assert!(q.len() >= rows * padded_dim && o.len() >= rows * padded_dim && ml.len() >= rows * 2);
+    let (o_len, ml_len) = (rows * padded_dim, rows * 2);
+    assert!(q.len() >= num_heads * o_len && o.len() >= num_heads * o_len && ml.len() >= num_heads * ml_len);
     o.fill(0.0);
     for ml in ml.chunks_exact_mut(2) {
         ml.copy_from_slice(&[f32::NEG_INFINITY, 0.0]);
     }
     let request = item.request_idx as usize;
+    let tile_end = |start: u32| item.token_end.min(start.saturating_add(TILE as u32));
+    let look_up = |table: &mut Rows, start: u32, head: usize| {
+        table.look_up(step, request, (first_head + head) as u64, start, tile_end(start));
+    };
     let mut tables = [Rows::empty(), Rows::empty()];
     let (mut k, mut v) = (Side::new(s, &step.k), Side::new(s, &step.v));
-    let mut start = item.token_start;
-    let tile_end = |start: u32| item.token_end.min(start.saturating_add(TILE as u32));
-    tables[0].look_up(step, request, u64::from(kv_head), start, tile_end(start));
+    let (mut start, mut head, mut turn) = (item.token_start, 0, false);
+    look_up(&mut tables[0], start, head);
     while start < item.token_end {
-        // One tile ahead, so that its rows are on their way while this one is computed.
-        let end = tile_end(start);
-        tables[1].look_up(step, request, u64::from(kv_head), end, tile_end(end));
-        let [table, next] = &tables;
-        k.load(s, &step.k, &table.k, table.len);
-        v.load(s, &step.v, &table.v, table.len);
+        // One tile ahead, so that its rows are on their way while this one is computed. Where the heads of a token are
+        // neighbours in memory, the next tile is the next head's.
+        let (next_start, next_head) =
+            if head + 1 < num_heads { (start, head + 1) } else { (tile_end(start), 0) };
+        let [a, b] = &mut tables;
+        let (table, next) = if turn { (b, a) } else { (a, b) };
+        look_up(next, next_start, next_head);
+        let (table, next) = (&*table, &*next);
+        let q = &q[head * o_len..(head + 1) * o_len];
+        let o = &mut o[head * o_len..(head + 1) * o_len];
+        let ml = &mut ml[head * ml_len..(head + 1) * ml_len];
+        let modes = [k.mode, v.mode];
+        let k = k.load(s, &step.k, &table.k, table.len);
+        let v = v.load(s, &step.v, &table.v, table.len);
         let mut first = 0;
         while first < rows {
             let ahead_len = if first == 0 { next.len } else { 0 };
             let num_rows = block_len(rows - first);
-            let mask = step.block_mask(request, kv_head, first, num_rows);
+            let mask = step.block_mask(request, first_head + head, first, num_rows);
             let block = Block {
                 step,
                 mask: &mask,
                 first_token: start,
                 len: table.len,
-                k: &k,
-                v: &v,
+                k,
+                v,
+                modes,
                 next,
                 ahead_len,
                 q: &q[first * padded_dim..(first + num_rows) * padded_dim],
@@ -72,8 +85,7 @@ pub(crate) fn attend<S: Simd>(s: S, step: &Step<'_>, unit: Unit<'_>) {
             }
             first += num_rows;
         }
-        tables.swap(0, 1);
-        start = end;
+        (start, head, turn) = (next_start, next_head, !turn);
     }
 }
 
@@ -93,10 +105,12 @@ struct Block<'a> {
     mask: &'a BlockMask,
     first_token: u32,
     len: usize,
-    k: &'a Side,
-    v: &'a Side,
+    k: Tile<'a>,
+    v: Tile<'a>,
+    /// How chunks of K and of V are made.
+    modes: [u8; 2],
     /// The next tile's rows, and how many of them this block is to fetch.
-    next: &'a Rows<'a>,
+    next: &'a Rows,
     ahead_len: usize,
     q: &'a [f32],
 }
@@ -120,7 +134,7 @@ impl Block<'_> {
         unsafe {
             let (q, logits) = (self.q.as_ptr(), logits.as_mut_ptr());
             let (k, len) = (self.k, self.len);
-            match k.mode {
+            match self.modes[0] {
                 FLOATS => {
                     tile::dot::<S, R, RS, TB, FLOATS>(s, q, stride, num_chunks, k, len, k_ahead, logits)
                 }
@@ -174,7 +188,7 @@ impl Block<'_> {
         let (v, len, stride) = (self.v, self.len, self.step.padded_dim);
         // SAFETY: the caller's.
         unsafe {
-            match v.mode {
+            match self.modes[1] {
                 FLOATS => {
                     tile::values::<S, R, RS, CB, FLOATS>(s, weights, v, len, chunk, ahead, rescale, o, stride)
                 }

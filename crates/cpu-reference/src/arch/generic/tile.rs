@@ -4,12 +4,12 @@
 //! that one vector holds `LANES / RS` tokens.
 
 use super::Simd;
-use super::rows::{Side, SideRows, TILE};
+use super::rows::{SideRows, TILE, Tile};
 
 /// Rows that will be needed next, fetched while others are computed.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead<'a> {
-    pub rows: &'a SideRows<'a>,
+    pub rows: &'a SideRows,
     pub len: usize,
     pub head_dim: usize,
 }
@@ -18,8 +18,7 @@ impl Ahead<'_> {
     #[inline(always)]
     fn fetch<S: Simd>(&self, s: S, token: usize) {
         if token < self.len {
-            // SAFETY: len <= TILE.
-            unsafe { self.rows.prefetch(s, token, self.head_dim) };
+            self.rows.prefetch(s, token, self.head_dim);
         }
     }
 }
@@ -29,15 +28,14 @@ impl Ahead<'_> {
 /// `TB * RS == LANES`: the sums of one block of tokens fill one vector.
 ///
 /// # Safety
-/// `q` has `R` rows of `q_stride` f32, `q_stride >= num_chunks * LANES`; `side` was loaded with `padded_dim` of at least
-/// that; `logits` has room for `len` rounded up to `TB`, times `RS`; `len <= TILE` and `TILE` is a multiple of `TB`.
+/// `q` has `R` rows of `q_stride` f32, `q_stride >= num_chunks * LANES`; `tile` has as many chunks; `logits` has room for `len` rounded up to `TB`, times `RS`; `len <= TILE` and `TILE` is a multiple of `TB`.
 #[inline(always)]
 pub(crate) unsafe fn dot<S: Simd, const R: usize, const RS: usize, const TB: usize, const MODE: u8>(
     s: S,
     q: *const f32,
     q_stride: usize,
     num_chunks: usize,
-    side: &Side,
+    tile: Tile<'_>,
     len: usize,
     ahead: Ahead<'_>,
     logits: *mut f32,
@@ -59,8 +57,8 @@ pub(crate) unsafe fn dot<S: Simd, const R: usize, const RS: usize, const TB: usi
             }
             for t in 0..TB {
                 let token = first + t;
-                // SAFETY: first + t < TILE, and every row of the side has num_chunks * LANES elements.
-                let k = unsafe { side.chunk::<S, MODE>(s, token, chunk) };
+                // SAFETY: first + t < TILE, and every row has num_chunks chunks.
+                let k = unsafe { tile.values::<S, MODE>(s, token, chunk) };
                 for r in 0..R {
                     sums[t * RS + r] = s.mul_add(q_chunk[r], k, sums[t * RS + r]);
                 }
@@ -75,13 +73,13 @@ pub(crate) unsafe fn dot<S: Simd, const R: usize, const RS: usize, const TB: usi
 /// `o = o * rescale + sum p v` over a tile, for `CB` chunks from `chunk` on.
 ///
 /// # Safety
-/// `weights` holds `len * RS` f32, `o` has `R` rows of `o_stride` f32 and `chunk + CB` chunks in each; `side` was loaded
-/// with as many.
+/// `weights` holds `len * RS` f32, `o` has `R` rows of `o_stride` f32 and `chunk + CB` chunks in each; `tile` has as
+/// many.
 #[inline(always)]
 pub(crate) unsafe fn values<S: Simd, const R: usize, const RS: usize, const CB: usize, const MODE: u8>(
     s: S,
     weights: *const f32,
-    side: &Side,
+    tile: Tile<'_>,
     len: usize,
     chunk: usize,
     ahead: Ahead<'_>,
@@ -99,7 +97,7 @@ pub(crate) unsafe fn values<S: Simd, const R: usize, const RS: usize, const CB: 
         }
         for c in 0..CB {
             // SAFETY: token < len <= TILE, and the row has chunk + CB chunks.
-            let v = unsafe { side.chunk::<S, MODE>(s, token, chunk + c) };
+            let v = unsafe { tile.values::<S, MODE>(s, token, chunk + c) };
             for r in 0..R {
                 sums[r][c] = s.mul_add(p[r], v, sums[r][c]);
             }

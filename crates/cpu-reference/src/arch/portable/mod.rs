@@ -1,7 +1,9 @@
 //! Any CPU: arrays of eight, which compilers turn into whatever vectors there are.
 
+mod append;
 mod stage1;
 
+pub(crate) use append::Append;
 pub(crate) use stage1::Stage1;
 
 use super::generic::Simd;
@@ -144,5 +146,34 @@ impl Simd for Portable {
             *sum = ((a + e) + (c + g)) + ((b + f) + (d + h));
         }
         out
+    }
+
+    #[inline(always)]
+    fn max_lanes(self, x: F8) -> f32 {
+        x.0.iter().fold(f32::NEG_INFINITY, |a, &b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    unsafe fn store_codes(self, p: *mut i8, x: F8) {
+        // As round(), but small: the sum's low mantissa bits are the integer.
+        const SHIFT: f32 = 12_582_912.0;
+        let codes = x.0.map(|x| (x + SHIFT).to_bits() as i8);
+        // SAFETY: the caller's.
+        unsafe { p.cast::<[i8; 8]>().write_unaligned(codes) }
+    }
+
+    #[inline(always)]
+    unsafe fn round_scales_up(self, scale_type: ScaleType, amax: F8, p: *mut u8, n: usize) -> F8 {
+        let mut values = F8([0.0; 8]);
+        // SAFETY: the caller's.
+        let stored = unsafe { std::slice::from_raw_parts_mut(p, n * scale_type.bytes()) };
+        let stored = stored.chunks_exact_mut(scale_type.bytes());
+        for ((value, &amax), stored) in values.0.iter_mut().zip(&amax.0).zip(stored) {
+            if let Some(scale) = kv_quant::round_scale_up(amax, scale_type) {
+                *value = scale.value;
+                scale.write(scale_type, stored);
+            }
+        }
+        values
     }
 }

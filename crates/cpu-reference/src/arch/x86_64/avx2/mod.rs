@@ -1,7 +1,9 @@
 //! AVX2 with FMA and F16C: eight lanes, sixteen registers.
 
+mod append;
 mod stage1;
 
+pub(crate) use append::Append;
 pub(crate) use stage1::Stage1;
 
 use crate::arch::generic::Simd;
@@ -41,6 +43,26 @@ pub(super) unsafe fn load_bits(p: *const u8, n: usize) -> __m128i {
     }
 }
 
+/// Stores the first `n` (1 to 8) 16-bit scales.
+///
+/// # Safety
+/// `n` of them are writable at `p`.
+#[inline(always)]
+unsafe fn store_bits(p: *mut u8, bits: __m128i, n: usize) {
+    // SAFETY: exactly 2 n bytes are written, 16 where n is 8.
+    unsafe {
+        match n {
+            4 => _mm_storel_epi64(p.cast(), bits),
+            8 => _mm_storeu_si128(p.cast(), bits),
+            _ => {
+                let mut all = [0u16; 8];
+                _mm_storeu_si128(all.as_mut_ptr().cast(), bits);
+                std::ptr::copy_nonoverlapping(all.as_ptr().cast(), p, 2 * n);
+            }
+        }
+    }
+}
+
 /// See [`Simd::widen_scales`].
 ///
 /// # Safety
@@ -58,6 +80,64 @@ pub(super) unsafe fn widen_scales(scale_type: ScaleType, p: *const u8, n: usize,
             ScaleType::F32 => {
                 _mm256_storeu_ps(out, _mm256_setzero_ps());
                 std::ptr::copy_nonoverlapping(p, out.cast::<u8>(), 4 * n);
+            }
+        }
+    }
+}
+
+/// -1 where `127 * scale < amax`, so that subtracting it is the step up; the product is exact for 16-bit scales.
+///
+/// # Safety
+/// The CPU has AVX.
+#[inline(always)]
+unsafe fn below(scale: __m256, amax: __m256) -> __m256i {
+    // SAFETY: the caller's.
+    unsafe {
+        let product = _mm256_mul_ps(scale, _mm256_set1_ps(127.0));
+        _mm256_castps_si256(_mm256_cmp_ps::<_CMP_LT_OQ>(product, amax))
+    }
+}
+
+/// See [`Simd::round_scales_up`].
+///
+/// # Safety
+/// `n` scales are writable at `p`, and the CPU has AVX2, FMA and F16C.
+#[inline(always)]
+pub(super) unsafe fn round_scales_up(scale_type: ScaleType, amax: __m256, p: *mut u8, n: usize) -> __m256 {
+    // SAFETY: the caller's.
+    unsafe {
+        let quotient = _mm256_div_ps(amax, _mm256_set1_ps(127.0));
+        match scale_type {
+            ScaleType::F16 => {
+                let nearest = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(quotient);
+                let step = below(_mm256_cvtph_ps(nearest), amax);
+                let step = _mm_packs_epi32(_mm256_castsi256_si128(step), _mm256_extracti128_si256::<1>(step));
+                let bits = _mm_sub_epi16(nearest, step);
+                store_bits(p, bits, n);
+                _mm256_cvtph_ps(bits)
+            }
+            ScaleType::Bf16 => {
+                // Round half to even by integers: scales are finite and not negative.
+                let bits = _mm256_castps_si256(quotient);
+                let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+                let bits = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+                let nearest = _mm256_slli_epi32::<16>(_mm256_srli_epi32::<16>(bits));
+                let step = _mm256_slli_epi32::<16>(below(_mm256_castsi256_ps(nearest), amax));
+                let bits = _mm256_sub_epi32(nearest, step);
+                let high = _mm256_srli_epi32::<16>(bits);
+                let packed =
+                    _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256::<1>(high));
+                store_bits(p, packed, n);
+                _mm256_castsi256_ps(bits)
+            }
+            ScaleType::F32 => {
+                let rest = _mm256_fmsub_ps(quotient, _mm256_set1_ps(127.0), amax);
+                let step = _mm256_cmp_ps::<_CMP_LT_OQ>(rest, _mm256_setzero_ps());
+                let bits = _mm256_sub_epi32(_mm256_castps_si256(quotient), _mm256_castps_si256(step));
+                let mut all = [0u32; 8];
+                _mm256_storeu_si256(all.as_mut_ptr().cast(), bits);
+                std::ptr::copy_nonoverlapping(all.as_ptr().cast(), p, 4 * n);
+                _mm256_castsi256_ps(bits)
             }
         }
     }
@@ -199,5 +279,41 @@ impl Simd for Avx2 {
                 _mm256_permute2f128_ps::<0x31>(low, high),
             )
         }
+    }
+
+    #[inline(always)]
+    fn max_lanes(self, x: __m256) -> f32 {
+        unsafe {
+            let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_codes(self, p: *mut i8, x: __m256) {
+        unsafe {
+            let wide = _mm256_cvtps_epi32(x);
+            let half = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
+            _mm_storel_epi64(p.cast(), _mm_packs_epi16(half, half));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_codes_of_four(self, p: *mut i8, x: [__m256; 4]) {
+        unsafe {
+            let [a, b, c, d] = x;
+            let ab = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+            let cd = _mm256_packs_epi32(_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d));
+            // Packing works in halves: quarters of four codes come out as a0 b0 c0 d0 a1 b1 c1 d1.
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            let codes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(ab, cd), order);
+            _mm256_storeu_si256(p.cast(), codes);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn round_scales_up(self, scale_type: ScaleType, amax: __m256, p: *mut u8, n: usize) -> __m256 {
+        unsafe { round_scales_up(scale_type, amax, p, n) }
     }
 }

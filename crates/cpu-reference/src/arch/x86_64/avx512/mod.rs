@@ -175,4 +175,22 @@ impl Simd for Avx512 {
             _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd))
         }
     }
+
+    #[inline(always)]
+    fn max_lanes(self, x: __m512) -> f32 {
+        unsafe { _mm512_reduce_max_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_codes(self, p: *mut i8, x: __m512) {
+        unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x))) }
+    }
+
+    #[inline(always)]
+    unsafe fn round_scales_up(self, scale_type: ScaleType, amax: __m512, p: *mut u8, n: usize) -> __m512 {
+        // Append runs on the AVX2 instance; this is here for completeness.
+        unsafe {
+            _mm512_castps256_ps512(avx2::round_scales_up(scale_type, _mm512_castps512_ps256(amax), p, n))
+        }
+    }
 }
