@@ -1,4 +1,5 @@
 //! SmolLM2-135M on kv8: a real language model whose attention goes through our sessions.
+#![forbid(unsafe_code)]
 
 pub mod accuracy;
 pub mod cache;

@@ -1,4 +1,5 @@
 //! Commands over SmolLM2-135M on the INT8 cache.
+#![forbid(unsafe_code)]
 
 use clap::Parser;
 use smollm2::command;
