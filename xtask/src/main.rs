@@ -8,6 +8,7 @@ mod ci;
 mod demo;
 mod kernels;
 mod package;
+mod smollm2;
 #[path = "../../crates/attn-kernels/build/source_hash.rs"]
 mod source_hash;
 mod tidy;
@@ -26,6 +27,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measure what the INT8 cache costs a language model: perplexity, KL divergence, needle retrieval
+    Accuracy(smollm2::Args),
+    /// Recommend group lengths, and layers to leave unquantized, from a model's K and V
+    Advise(smollm2::Args),
     /// Measure the kernels against the machine and the peers
     Bench(bench::Args),
     /// Collect tests and tools built with feature cuda into a folder for a GPU machine
@@ -34,6 +39,8 @@ enum Command {
     Ci(ci::Args),
     /// Decode real attention data through a session, and say what INT8 costs and saves
     Demo(demo::Args),
+    /// Generate text with a language model on the INT8 cache
+    Generate(smollm2::Args),
     /// Build the CUDA kernels into target/kernels (needs no GPU; finds or installs nvcc)
     Kernels(kernels::Args),
     /// Pack the crates with the kernel image inside, so that dependents need no nvcc
@@ -44,10 +51,13 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
+        Command::Accuracy(args) => smollm2::run("accuracy", &args),
+        Command::Advise(args) => smollm2::run("advise", &args),
         Command::Bench(args) => bench::run(&args),
         Command::Bundle(args) => bundle::run(&args),
         Command::Ci(args) => ci::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Generate(args) => smollm2::run("generate", &args),
         Command::Kernels(args) => kernels::run(&args),
         Command::Package(args) => package::run(&args),
         Command::Tidy(args) => tidy::run(&args),

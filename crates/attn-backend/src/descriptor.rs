@@ -62,7 +62,7 @@ impl Descriptor {
 
     /// Where the registry looks for it.
     pub fn key(&self) -> OperationKey {
-        OperationKey { format: FormatKey::INT8_GROUP, operation: self.operation }
+        OperationKey { format: FormatKey::of(self.layout.format()), operation: self.operation }
     }
 
     /// The main step and the others.

@@ -43,6 +43,17 @@ impl FormatKey {
     /// Symmetric INT8 codes with one scale a group: [`kv_quant::CacheFormat`].
     pub const INT8_GROUP: Self = Self(Cow::Borrowed("int8-group"));
 
+    /// Floats without scales, for comparison: [`kv_quant::CacheFormat::unquantized`].
+    pub const UNQUANTIZED: Self = Self(Cow::Borrowed("unquantized"));
+
+    /// The key of a cache's format.
+    pub fn of(format: &kv_quant::CacheFormat) -> Self {
+        match format.element() {
+            kv_quant::Element::Int8 => Self::INT8_GROUP,
+            kv_quant::Element::Float(_) => Self::UNQUANTIZED,
+        }
+    }
+
     /// Any other name.
     pub fn named(name: impl Into<Cow<'static, str>>) -> Self {
         Self(name.into())

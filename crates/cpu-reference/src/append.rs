@@ -1,7 +1,7 @@
 //! Append: k, v -> codes and scales in cache slots, by the one quantization rule of `kv_quant`.
 
 use crate::arch::{AppendKernel, append_rows};
-use kv_quant::{CacheLayout, CacheViewMut, Error, FloatSlice};
+use kv_quant::{CacheLayout, CacheViewMut, Element, Error, FloatSlice};
 
 /// Below this many elements one thread is faster than waking others.
 const PARALLEL_ELEMENTS: usize = 1 << 16;
@@ -21,6 +21,9 @@ pub fn append(
     slots: &[i64],
 ) -> Result<(), Error> {
     let format = layout.format();
+    if format.element() != Element::Int8 {
+        return kv_quant::append(layout, cache, k, v, slots);
+    }
     let row = format.num_kv_heads() as usize * format.head_dim() as usize;
     let want = slots.len().saturating_mul(row);
     let kernel = AppendKernel::best();

@@ -186,6 +186,14 @@ pub fn gather(
         }
         let slot = request.page_table.slot(request_idx, t, layout.page_len()).unwrap_or(u64::MAX);
         for (side, dense) in [(Side::K, &mut dense.0), (Side::V, &mut dense.1)] {
+            if layout.format().element() != kv_quant::Element::Int8 {
+                let mut row = vec![0f32; layout.format().head_dim() as usize];
+                for head in 0..layout.format().num_kv_heads() {
+                    kv_quant::dequantize_row(layout, cache, side, slot, head, &mut row)?;
+                    dense.extend(row.iter().map(|&x| f64::from(x)));
+                }
+                continue;
+            }
             let group_len = layout.format().group_len(side) as usize;
             let mut scales = vec![0f32; layout.format().num_groups(side) as usize];
             for head in 0..layout.format().num_kv_heads() {

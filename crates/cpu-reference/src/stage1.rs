@@ -19,6 +19,11 @@ const DIM_ALIGN: usize = 16;
 /// Below this many products of q.k one thread is done before another has woken up.
 const SERIAL_PRODUCTS: usize = 1 << 18;
 
+/// `head_dim` rounded up to the widest vector.
+pub(crate) fn padded_dim(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(DIM_ALIGN)
+}
+
 /// What all units of a step share.
 pub(crate) struct Step<'a> {
     pub request: DecodeRequest<'a>,
@@ -87,6 +92,7 @@ impl<'a> Step<'a> {
                 num_groups: format.num_groups(side) as usize,
                 group_len: format.group_len(side) as usize,
                 scale_type: format.scale_type(),
+                element: format.element(),
             }
         };
         Ok(Self {
@@ -108,7 +114,7 @@ impl<'a> Step<'a> {
             gqa_group,
             rows: spec.q_len as usize * gqa_group,
             head_dim,
-            padded_dim: head_dim.next_multiple_of(DIM_ALIGN),
+            padded_dim: padded_dim(head_dim),
         })
     }
 

@@ -1,8 +1,8 @@
 //! Writing new K and V rows to their slots.
 
 use crate::{
-    CacheLayout, CacheViewMut, Error, FloatSlice, MAX_HEAD_DIM, PlaneId, Side, StoredScale, quantize_value,
-    round_scale_up,
+    CacheLayout, CacheViewMut, Element, Error, FloatSlice, MAX_HEAD_DIM, PlaneId, Side, StoredScale,
+    quantize_value, round_scale_up,
 };
 
 /// Batches up to this long are searched for double slots without allocating.
@@ -49,6 +49,9 @@ impl Row {
         let values = self.values.get_mut(..self.head_dim).unwrap_or_default();
         x.widen(token * format.row_elements() + head as usize * self.head_dim, values);
         self.num_groups = format.num_groups(side) as usize;
+        if let Element::Float(float_type) = format.element() {
+            return crate::element::check_floats(values, float_type, side, token, head);
+        }
         let group_len = format.group_len(side) as usize;
         for (group_idx, (group, scale)) in values.chunks_exact(group_len).zip(&mut self.scales).enumerate() {
             // NaN loses every comparison of max, so it is looked for apart.
@@ -71,6 +74,9 @@ impl Row {
     }
 
     fn store(&self, layout: &CacheLayout, side: Side, codes: &mut [u8], scales: &mut [u8]) {
+        if let Element::Float(float_type) = layout.format().element() {
+            return crate::element::write_floats(self.values(), float_type, codes);
+        }
         let group_len = layout.format().group_len(side) as usize;
         let scale_type = layout.format().scale_type();
         let groups = self.values().chunks_exact(group_len).zip(codes.chunks_exact_mut(group_len));
@@ -172,7 +178,7 @@ fn check_slots(layout: &CacheLayout, slots: &[i64]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Quantizes one row into `codes` (`head_dim` bytes) and `scales`. `token` and `head` place the input row.
+/// Quantizes one row into `codes` (`head_dim` elements) and `scales`. `token` and `head` place the input row.
 ///
 /// # Errors
 /// [`Error::NonFinite`] or [`Error::ScaleOverflow`], with nothing written.
@@ -217,9 +223,9 @@ pub(crate) fn write_rows(
 ) -> Result<(), Error> {
     cache.as_view().check(layout)?;
     let mut row = Row::new(layout);
-    let mut codes = [0u8; MAX_HEAD_DIM as usize];
+    let mut codes = [0u8; MAX_HEAD_DIM as usize * 4];
     let mut scales = [0u8; MAX_GROUPS * 4];
-    let codes = codes.get_mut(..row.head_dim).unwrap_or_default();
+    let codes = codes.get_mut(..row.head_dim * layout.format().element().bytes()).unwrap_or_default();
     for (token, &slot) in slots.iter().enumerate().filter(|(_, slot)| **slot >= 0) {
         for head in 0..layout.format().num_kv_heads() {
             for (side, x) in [(Side::K, &k), (Side::V, &v)] {

@@ -1,6 +1,6 @@
 //! What can be wrong with a format, a layout or the data given to [`crate::append()`].
 
-use crate::{PlaneId, ScaleType};
+use crate::{FloatType, PlaneId, ScaleType};
 
 /// K or V.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -163,6 +163,25 @@ pub enum Error {
         /// Channel within the head.
         channel: u32,
     },
+    /// A value does not fit the element type of an unquantized cache. Nothing was written.
+    #[error("{side}[token {token}, head {head}, channel {channel}] is {value:e}; largest {float_type}: {max}", max = .float_type.largest())]
+    ValueOverflow {
+        /// K or V.
+        side: Side,
+        /// Token of the append call.
+        token: usize,
+        /// kv head.
+        head: u32,
+        /// Channel within the head.
+        channel: u32,
+        /// What was given.
+        value: f32,
+        /// The cache's element type.
+        float_type: FloatType,
+    },
+    /// Codes were asked of an unquantized cache.
+    #[error("the cache holds {0} elements, not int8 codes")]
+    NoCodes(crate::Element),
     /// A group's scale does not fit the scale type. Nothing was written.
     #[error(
         "{side}[token {token}, head {head}, channels from {channel}]: scale {scale:e} overflows {scale_type}; \

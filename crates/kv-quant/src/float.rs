@@ -26,6 +26,15 @@ impl FloatType {
         }
     }
 
+    /// The largest finite value.
+    pub fn largest(self) -> f32 {
+        match self {
+            FloatType::F16 => f16::MAX.to_f32(),
+            FloatType::Bf16 => bf16::MAX.to_f32(),
+            FloatType::F32 => f32::MAX,
+        }
+    }
+
     /// Unit roundoff: half the distance from 1 to the next value.
     pub const fn unit_roundoff(self) -> f64 {
         match self {

@@ -87,7 +87,7 @@ impl CacheLayout {
     /// The native layout: one buffer `[num_pages, num_kv_heads, 2, page_len, record]`, K before V. A record is
     /// `head_dim` codes, then the scales, padded to [`crate::NATIVE_RECORD_ALIGN`] bytes; K and V records have one size.
     pub fn native(format: CacheFormat, num_pages: u64, page_len: u32) -> Result<Self, Error> {
-        let scale_bytes = format.scale_type().bytes() as u64;
+        let (code_bytes, scale_bytes) = (format.element().bytes() as u64, format.scale_type().bytes() as u64);
         let (codes, record) = native_record(&format);
         let half = u64::from(page_len) * record;
         let plane = |first: u64, bytes: u64| Plane {
@@ -97,8 +97,12 @@ impl CacheLayout {
             slot_stride: record / bytes,
             head_stride: 2 * half / bytes,
         };
-        let planes =
-            [plane(0, 1), plane(half, 1), plane(codes, scale_bytes), plane(half + codes, scale_bytes)];
+        let planes = [
+            plane(0, code_bytes),
+            plane(half, code_bytes),
+            plane(codes, scale_bytes),
+            plane(half + codes, scale_bytes),
+        ];
         let mut layout = Self::build(format, LayoutKind::Native, num_pages, page_len, planes)?;
         // Records are read whole: the last one's padding is in the buffer too.
         let bytes = u64::from(format.num_kv_heads()) * 2 * half * num_pages;
@@ -214,7 +218,7 @@ impl CacheLayout {
     /// Bytes of one element of a plane.
     pub fn element_bytes(&self, id: PlaneId) -> u64 {
         match id {
-            PlaneId::Codes(_) => 1,
+            PlaneId::Codes(_) => self.format.element().bytes() as u64,
             PlaneId::Scales(_) => self.format.scale_type().bytes() as u64,
         }
     }

@@ -52,7 +52,7 @@ impl LayoutKind {
 pub(crate) fn native_record(format: &CacheFormat) -> (u64, u64) {
     let groups = u64::from(format.num_groups(Side::K).max(format.num_groups(Side::V)));
     // Codes of odd head dimensions are padded too, so that scales are aligned to their own size.
-    let codes = u64::from(format.head_dim()).next_multiple_of(4);
+    let codes = (u64::from(format.head_dim()) * format.element().bytes() as u64).next_multiple_of(4);
     let scales = groups * format.scale_type().bytes() as u64;
     (codes, (codes + scales).next_multiple_of(NATIVE_RECORD_ALIGN))
 }

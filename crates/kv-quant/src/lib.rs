@@ -22,9 +22,11 @@
 #[cfg(target_endian = "big")]
 compile_error!("cache bytes are little-endian and are read in place; big-endian machines are not supported");
 
+mod advise;
 mod append;
 mod bound;
 mod buffers;
+mod element;
 mod error;
 mod float;
 mod format;
@@ -36,10 +38,15 @@ mod plane;
 mod pool;
 mod rows;
 mod scale;
+mod smooth;
 
+pub use advise::{
+    Advice, AdviceOptions, GroupError, HeadReport, LayerAdvice, LayerSample, OutlierChannel, advise,
+};
 pub use append::{append, append_row, check_append};
 pub use bound::{max_code, quantization_error_bound};
 pub use buffers::{CacheBuffers, CacheView, CacheViewMut};
+pub use element::Element;
 pub use error::{Error, Side};
 pub use float::{FloatSlice, FloatSliceMut, FloatType};
 pub use format::{CacheFormat, GROUP_LENS, MAX_HEAD_DIM, MIN_HEAD_DIM};
@@ -50,3 +57,4 @@ pub use plane::{Plane, PlaneId};
 pub use pool::{AppendSlots, CachePool, PageCopy, PagePool, PoolError, SequenceId};
 pub use rows::{dequantize_row, read_codes, read_scales};
 pub use scale::{ScaleType, StoredScale, round_scale_up};
+pub use smooth::{KeyOffset, rotate_heads};

@@ -85,7 +85,10 @@ fn are_disjoint(a: &Footprint, b: &Footprint) -> bool {
 
 /// Refuses a layout in which two elements share bytes (or may, where strides are too odd to tell).
 pub(crate) fn check(layout: &CacheLayout) -> Result<(), Error> {
-    let footprints = PlaneId::ALL.map(|id| (id, layout.plane(id).buffer_idx, Footprint::new(layout, id)));
+    // An unquantized cache has no scales, and what has no bytes cannot overlap.
+    let planes = PlaneId::ALL.into_iter().filter(|id| layout.row_len(*id) > 0);
+    let footprints: Vec<_> =
+        planes.map(|id| (id, layout.plane(id).buffer_idx, Footprint::new(layout, id))).collect();
     for (i, (id, buffer_idx, footprint)) in footprints.iter().enumerate() {
         if !footprint.is_nested() {
             return Err(Error::Overlap { first: *id, second: *id, buffer_idx: *buffer_idx });

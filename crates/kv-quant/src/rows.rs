@@ -1,6 +1,6 @@
 //! Reading rows back: codes in place, scales decoded, or dequantized values.
 
-use crate::{CacheLayout, CacheView, Error, PlaneId, Side};
+use crate::{CacheLayout, CacheView, Element, Error, PlaneId, Side};
 
 fn check_row(layout: &CacheLayout, cache: &CacheView<'_>, slot: u64, head: u32) -> Result<(), Error> {
     cache.check(layout)?;
@@ -24,6 +24,9 @@ pub fn read_codes<'a>(
     head: u32,
 ) -> Result<&'a [i8], Error> {
     check_row(layout, cache, slot, head)?;
+    if layout.format().element() != Element::Int8 {
+        return Err(Error::NoCodes(layout.format().element()));
+    }
     let (buffer_idx, range) = layout.row_bytes(PlaneId::Codes(side), slot, head);
     Ok(bytemuck::cast_slice(cache.bytes(buffer_idx, range)))
 }
@@ -53,7 +56,7 @@ pub fn read_scales(
 }
 
 /// Dequantizes one row into `out` (`head_dim` values): `code * scale`, rounded once to f32 (exact for f16 and bf16
-/// scales).
+/// scales). A row of an unquantized cache is widened, exactly.
 pub fn dequantize_row(
     layout: &CacheLayout,
     cache: &CacheView<'_>,
@@ -65,6 +68,12 @@ pub fn dequantize_row(
     let want = layout.format().head_dim() as usize;
     if out.len() != want {
         return Err(Error::Len { what: "out", got: out.len(), want });
+    }
+    if let Element::Float(float_type) = layout.format().element() {
+        check_row(layout, cache, slot, head)?;
+        let (buffer_idx, range) = layout.row_bytes(PlaneId::Codes(side), slot, head);
+        crate::element::read_floats(cache.bytes(buffer_idx, range), float_type, out);
+        return Ok(());
     }
     let mut scales = vec![0f32; layout.format().num_groups(side) as usize];
     read_scales(layout, cache, side, slot, head, &mut scales)?;

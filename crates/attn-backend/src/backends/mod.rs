@@ -17,9 +17,10 @@ pub(crate) const BEHIND_FEATURES: &[(BackendId, &str)] =
 
 pub(crate) fn builtin() -> Registry {
     let mut registry = Registry::empty();
-    let key = OperationKey { format: FormatKey::INT8_GROUP, operation: Operation::NormalDecode };
+    let key = |format| OperationKey { format, operation: Operation::NormalDecode };
     #[cfg(feature = "cuda")]
-    registry.register(key.clone(), Arc::new(CudaBackend::default()));
-    registry.register(key, Arc::new(CpuBackend));
+    registry.register(key(FormatKey::INT8_GROUP), Arc::new(CudaBackend::default()));
+    registry.register(key(FormatKey::INT8_GROUP), Arc::new(CpuBackend));
+    registry.register(key(FormatKey::UNQUANTIZED), Arc::new(CpuBackend));
     registry
 }

@@ -1,8 +1,9 @@
 //! Where the rows of a tile lie, and their scales: found once for all query rows.
 
 use super::Simd;
-use crate::stage1::{Step, TILE_LEN};
-use kv_quant::{MAX_HEAD_DIM, ScaleType};
+use crate::stage1::{Step, TILE_LEN, padded_dim};
+use half::{bf16, f16};
+use kv_quant::{Element, FloatType, MAX_HEAD_DIM, ScaleType};
 
 /// Tokens of a tile.
 pub(crate) const TILE: usize = TILE_LEN as usize;
@@ -10,8 +11,15 @@ const MAX_DIM: usize = MAX_HEAD_DIM as usize;
 /// Most scales of a row: groups of 8.
 const MAX_SCALES: usize = MAX_DIM / 8;
 
-/// Stands in for rows that do not exist: behind the end of an item, or outside the cache. Codes 0, scales 0.
-static ZEROS: [u8; MAX_DIM] = [0; MAX_DIM];
+/// How a chunk of a row is made, see [`Tile::values`]: codes times one scale.
+pub(crate) const ONE_SCALE: u8 = 0;
+/// Codes times two scales: groups of 8 in vectors of 16.
+pub(crate) const TWO_SCALES: u8 = 1;
+/// Floats of an unquantized cache.
+pub(crate) const FLOATS: u8 = 2;
+
+/// Stands in for rows that do not exist: behind the end of an item, or outside the cache. Elements 0, scales 0.
+static ZEROS: [u8; 4 * MAX_DIM] = [0; 4 * MAX_DIM];
 
 /// A strided plane of bytes.
 #[derive(Clone, Copy)]
@@ -46,6 +54,7 @@ pub(crate) struct SidePlanes<'a> {
     pub num_groups: usize,
     pub group_len: usize,
     pub scale_type: ScaleType,
+    pub element: Element,
 }
 
 /// One side's rows of a tile. Every pointer is good for a row of its plane: in the cache, or of zeros.
@@ -141,9 +150,12 @@ pub(crate) struct Side {
     scale_stride: usize,
     /// A chunk's scale is at `(chunk * LANES) >> shift`.
     shift: u32,
-    /// Whether a chunk spans two groups: groups of 8 in vectors of 16.
-    pub by_eights: bool,
+    /// [`ONE_SCALE`], [`TWO_SCALES`] or [`FLOATS`].
+    pub mode: u8,
     copies: Option<Copies>,
+    /// Widened rows of an unquantized cache, `[TILE][padded_dim]`; else empty and never allocated.
+    floats: Vec<f32>,
+    padded_dim: usize,
 }
 
 /// One side of a tile as the inner loops take it.
@@ -157,14 +169,22 @@ pub(crate) struct Tile<'a> {
 impl Side {
     pub(crate) fn new<S: Simd>(_: S, planes: &SidePlanes<'_>) -> Self {
         let whole = planes.num_groups == 1;
-        let copies = (!planes.head_dim.is_multiple_of(S::LANES))
+        let is_float = planes.element != Element::Int8;
+        let padded_dim = padded_dim(planes.head_dim);
+        let copies = (!is_float && !planes.head_dim.is_multiple_of(S::LANES))
             .then_some(Copies { bytes: [[0; MAX_DIM]; TILE], rows: [ZEROS.as_ptr(); TILE] });
         Self {
             scales: [0.0; TILE * MAX_SCALES],
             scale_stride: planes.num_groups.next_multiple_of(8),
             shift: if whole { 31 } else { planes.group_len.trailing_zeros() },
-            by_eights: !whole && planes.group_len < S::LANES,
+            mode: match (is_float, !whole && planes.group_len < S::LANES) {
+                (true, _) => FLOATS,
+                (false, true) => TWO_SCALES,
+                (false, false) => ONE_SCALE,
+            },
             copies,
+            floats: if is_float { vec![0.0; TILE * padded_dim] } else { Vec::new() },
+            padded_dim,
         }
     }
 
@@ -177,6 +197,10 @@ impl Side {
         rows: &'a SideRows,
         len: usize,
     ) -> Tile<'a> {
+        if let Element::Float(float_type) = planes.element {
+            self.widen(float_type, planes.head_dim, rows);
+            return Tile { codes: &rows.codes, side: self };
+        }
         // The type is matched once, outside the loop.
         match planes.scale_type {
             ScaleType::F16 => self.decode(s, ScaleType::F16, planes.num_groups, rows, len),
@@ -194,6 +218,32 @@ impl Side {
         }
         let codes = self.copies.as_ref().map_or(&rows.codes, |copies| &copies.rows);
         Tile { codes, side: self }
+    }
+
+    /// Widens the rows of an unquantized cache; the channels behind head_dim stay 0.
+    #[inline(always)]
+    fn widen(&mut self, float_type: FloatType, head_dim: usize, rows: &SideRows) {
+        for (out, row) in self.floats.chunks_exact_mut(self.padded_dim).zip(rows.codes) {
+            // SAFETY: the row is good for head_dim elements, in the cache or of zeros (4 bytes each, the widest).
+            let bytes = unsafe { std::slice::from_raw_parts(row, head_dim * float_type.bytes()) };
+            match float_type {
+                FloatType::F32 => {
+                    for (x, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                        *x = f32::from_le_bytes(*bytes);
+                    }
+                }
+                FloatType::F16 => {
+                    for (x, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                        *x = f16::from_le_bytes(*bytes).to_f32();
+                    }
+                }
+                FloatType::Bf16 => {
+                    for (x, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                        *x = bf16::from_le_bytes(*bytes).to_f32();
+                    }
+                }
+            }
+        }
     }
 
     #[inline(always)]
@@ -230,26 +280,26 @@ impl Side {
 }
 
 impl Tile<'_> {
-    /// Dequantized values of a chunk: code times scale.
+    /// Values of a chunk: code times scale, or floats as they are.
     ///
     /// # Safety
-    /// `token < TILE`, and the chunk is one of `padded_dim / LANES`.
+    /// `token < TILE`, the chunk is one of `padded_dim / LANES`, and `MODE` is the side's.
     #[inline(always)]
-    pub(crate) unsafe fn values<S: Simd, const BY_EIGHTS: bool>(
-        &self,
-        s: S,
-        token: usize,
-        chunk: usize,
-    ) -> S::F {
-        // SAFETY: the row has padded_dim codes (padded copies have 256), and scale_stride scales, enough for each of its
-        // chunks (rounded up to 8, so that the second group of a last chunk exists).
+    pub(crate) unsafe fn values<S: Simd, const MODE: u8>(&self, s: S, token: usize, chunk: usize) -> S::F {
+        let at = chunk * S::LANES;
+        // SAFETY: with FLOATS there are [TILE][padded_dim] of them. Else the row has padded_dim codes (padded copies have
+        // 256), and scale_stride scales, enough for each of its chunks (rounded up to 8, so that the second group of a
+        // last chunk exists).
         unsafe {
-            let codes = s.load_codes(self.codes.get_unchecked(token).add(chunk * S::LANES).cast());
+            if MODE == FLOATS {
+                return s.load(self.side.floats.as_ptr().add(token * self.side.padded_dim + at));
+            }
+            let codes = s.load_codes(self.codes.get_unchecked(token).add(at).cast());
             let row = self.side.scales.as_ptr().add(token * self.side.scale_stride);
-            let scale = if BY_EIGHTS {
-                s.load_by_eights(row.add(chunk * S::LANES / 8))
+            let scale = if MODE == TWO_SCALES {
+                s.load_by_eights(row.add(at / 8))
             } else {
-                s.splat(*row.add((chunk * S::LANES) >> self.side.shift))
+                s.splat(*row.add(at >> self.side.shift))
             };
             s.mul(codes, scale)
         }

@@ -1,7 +1,7 @@
 //! Stage 1 over one work item of one or more kv heads: tiles of tokens outside, then heads, then blocks of query rows.
 
 use super::Simd;
-use super::rows::{Rows, Side, TILE, Tile};
+use super::rows::{FLOATS, ONE_SCALE, Rows, Side, TILE, TWO_SCALES, Tile};
 use super::softmax::{BlockMask, softmax};
 use super::tile::{self, Ahead};
 use crate::stage1::{Step, Unit};
@@ -43,7 +43,7 @@ pub(crate) fn attend<S: Simd>(s: S, step: &Step<'_>, unit: Unit<'_>) {
         let q = &q[head * o_len..(head + 1) * o_len];
         let o = &mut o[head * o_len..(head + 1) * o_len];
         let ml = &mut ml[head * ml_len..(head + 1) * ml_len];
-        let by_eights = [k.by_eights, v.by_eights];
+        let modes = [k.mode, v.mode];
         let k = k.load(s, &step.k, &table.k, table.len);
         let v = v.load(s, &step.v, &table.v, table.len);
         let mut first = 0;
@@ -58,7 +58,7 @@ pub(crate) fn attend<S: Simd>(s: S, step: &Step<'_>, unit: Unit<'_>) {
                 len: table.len,
                 k,
                 v,
-                by_eights,
+                modes,
                 next,
                 ahead_len,
                 q: &q[first * padded_dim..(first + num_rows) * padded_dim],
@@ -107,8 +107,8 @@ struct Block<'a> {
     len: usize,
     k: Tile<'a>,
     v: Tile<'a>,
-    /// Of K and of V.
-    by_eights: [bool; 2],
+    /// How chunks of K and of V are made.
+    modes: [u8; 2],
     /// The next tile's rows, and how many of them this block is to fetch.
     next: &'a Rows,
     ahead_len: usize,
@@ -133,10 +133,15 @@ impl Block<'_> {
         // TILE; both sides were loaded for this tile with rows of padded_dim codes.
         unsafe {
             let (q, logits) = (self.q.as_ptr(), logits.as_mut_ptr());
-            if S::LANES == 16 && self.by_eights[0] {
-                tile::dot::<S, R, RS, TB, true>(s, q, stride, num_chunks, self.k, self.len, k_ahead, logits);
-            } else {
-                tile::dot::<S, R, RS, TB, false>(s, q, stride, num_chunks, self.k, self.len, k_ahead, logits);
+            let (k, len) = (self.k, self.len);
+            match self.modes[0] {
+                FLOATS => {
+                    tile::dot::<S, R, RS, TB, FLOATS>(s, q, stride, num_chunks, k, len, k_ahead, logits)
+                }
+                TWO_SCALES => {
+                    tile::dot::<S, R, RS, TB, TWO_SCALES>(s, q, stride, num_chunks, k, len, k_ahead, logits)
+                }
+                _ => tile::dot::<S, R, RS, TB, ONE_SCALE>(s, q, stride, num_chunks, k, len, k_ahead, logits),
             }
         }
         let (mut m, mut l) = ([f32::NEG_INFINITY; MAX_BLOCK], [0f32; MAX_BLOCK]);
@@ -154,30 +159,45 @@ impl Block<'_> {
         // SAFETY: as above; chunk + CB (or + 1) <= num_chunks.
         unsafe {
             while chunk + CB <= num_chunks {
-                if S::LANES == 16 && self.by_eights[1] {
-                    tile::values::<S, R, RS, CB, true>(
-                        s, weights, self.v, self.len, chunk, v_ahead, &rescale, o, stride,
-                    );
-                } else {
-                    tile::values::<S, R, RS, CB, false>(
-                        s, weights, self.v, self.len, chunk, v_ahead, &rescale, o, stride,
-                    );
-                }
+                self.values::<S, R, RS, CB>(s, weights, chunk, v_ahead, &rescale, o);
                 chunk += CB;
                 v_ahead.len = 0;
             }
             while chunk < num_chunks {
-                if S::LANES == 16 && self.by_eights[1] {
-                    tile::values::<S, R, RS, 1, true>(
-                        s, weights, self.v, self.len, chunk, v_ahead, &rescale, o, stride,
-                    );
-                } else {
-                    tile::values::<S, R, RS, 1, false>(
-                        s, weights, self.v, self.len, chunk, v_ahead, &rescale, o, stride,
-                    );
-                }
+                self.values::<S, R, RS, 1>(s, weights, chunk, v_ahead, &rescale, o);
                 chunk += 1;
                 v_ahead.len = 0;
+            }
+        }
+    }
+
+    /// [`tile::values`] for the way V's chunks are made.
+    ///
+    /// # Safety
+    /// As [`tile::values`].
+    #[inline(always)]
+    unsafe fn values<S: Simd, const R: usize, const RS: usize, const CB: usize>(
+        &self,
+        s: S,
+        weights: *const f32,
+        chunk: usize,
+        ahead: Ahead<'_>,
+        rescale: &[f32; 8],
+        o: *mut f32,
+    ) {
+        let (v, len, stride) = (self.v, self.len, self.step.padded_dim);
+        // SAFETY: the caller's.
+        unsafe {
+            match self.modes[1] {
+                FLOATS => {
+                    tile::values::<S, R, RS, CB, FLOATS>(s, weights, v, len, chunk, ahead, rescale, o, stride)
+                }
+                TWO_SCALES => tile::values::<S, R, RS, CB, TWO_SCALES>(
+                    s, weights, v, len, chunk, ahead, rescale, o, stride,
+                ),
+                _ => tile::values::<S, R, RS, CB, ONE_SCALE>(
+                    s, weights, v, len, chunk, ahead, rescale, o, stride,
+                ),
             }
         }
     }

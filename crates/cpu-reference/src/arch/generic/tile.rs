@@ -30,7 +30,7 @@ impl Ahead<'_> {
 /// # Safety
 /// `q` has `R` rows of `q_stride` f32, `q_stride >= num_chunks * LANES`; `tile` has as many chunks; `logits` has room for `len` rounded up to `TB`, times `RS`; `len <= TILE` and `TILE` is a multiple of `TB`.
 #[inline(always)]
-pub(crate) unsafe fn dot<S: Simd, const R: usize, const RS: usize, const TB: usize, const BY_EIGHTS: bool>(
+pub(crate) unsafe fn dot<S: Simd, const R: usize, const RS: usize, const TB: usize, const MODE: u8>(
     s: S,
     q: *const f32,
     q_stride: usize,
@@ -58,7 +58,7 @@ pub(crate) unsafe fn dot<S: Simd, const R: usize, const RS: usize, const TB: usi
             for t in 0..TB {
                 let token = first + t;
                 // SAFETY: first + t < TILE, and every row has num_chunks chunks.
-                let k = unsafe { tile.values::<S, BY_EIGHTS>(s, token, chunk) };
+                let k = unsafe { tile.values::<S, MODE>(s, token, chunk) };
                 for r in 0..R {
                     sums[t * RS + r] = s.mul_add(q_chunk[r], k, sums[t * RS + r]);
                 }
@@ -76,13 +76,7 @@ pub(crate) unsafe fn dot<S: Simd, const R: usize, const RS: usize, const TB: usi
 /// `weights` holds `len * RS` f32, `o` has `R` rows of `o_stride` f32 and `chunk + CB` chunks in each; `tile` has as
 /// many.
 #[inline(always)]
-pub(crate) unsafe fn values<
-    S: Simd,
-    const R: usize,
-    const RS: usize,
-    const CB: usize,
-    const BY_EIGHTS: bool,
->(
+pub(crate) unsafe fn values<S: Simd, const R: usize, const RS: usize, const CB: usize, const MODE: u8>(
     s: S,
     weights: *const f32,
     tile: Tile<'_>,
@@ -103,7 +97,7 @@ pub(crate) unsafe fn values<
         }
         for c in 0..CB {
             // SAFETY: token < len <= TILE, and the row has chunk + CB chunks.
-            let v = unsafe { tile.values::<S, BY_EIGHTS>(s, token, chunk + c) };
+            let v = unsafe { tile.values::<S, MODE>(s, token, chunk + c) };
             for r in 0..R {
                 sums[r][c] = s.mul_add(p[r], v, sums[r][c]);
             }

@@ -1,0 +1,139 @@
+//! `generate`: text from prompts, streamed, with the figures of the run.
+
+use super::{CacheArgs, ModelArgs};
+use crate::cache::{CacheOptions, ModelCache, PAGE_LEN};
+use crate::generate::{Order, Report, generate};
+use crate::sample::Sampling;
+use crate::transform::SmoothKeys;
+use anyhow::{Result, ensure};
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Generates text from one or more prompts.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Prompts; several run as one batch and share the cache of their common beginning
+    #[arg(required = true)]
+    prompts: Vec<String>,
+    /// New tokens at most, a prompt
+    #[arg(long, short = 'n', default_value_t = 64)]
+    max_tokens: usize,
+    /// Requests that run at once
+    #[arg(long, default_value_t = 16)]
+    max_batch: usize,
+    /// 0 always takes the likeliest token
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
+    /// Draw from the likeliest tokens that make up this share
+    #[arg(long, default_value_t = 0.95)]
+    top_p: f32,
+    /// Seed of the draws
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Wrap each prompt as a question to the assistant
+    #[arg(long)]
+    chat: bool,
+    #[command(flatten)]
+    cache: CacheArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+fn as_chat(prompt: &str) -> String {
+    format!(
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
+         <|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+    )
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<()> {
+    ensure!(args.max_tokens > 0, "--max-tokens 0 asks for nothing");
+    let kind = args.cache.kind()?;
+    let (model, vocabulary) = args.model.load()?;
+    let prompts: Vec<_> = match args.chat {
+        true => args.prompts.iter().map(|p| as_chat(p)).collect(),
+        false => args.prompts.clone(),
+    };
+    let mut num_tokens = 0;
+    for prompt in &prompts {
+        // A page more each, for the part of a page that is not shared.
+        num_tokens += vocabulary.encode(prompt)?.len() + args.max_tokens + PAGE_LEN as usize;
+    }
+    let options = CacheOptions {
+        kind,
+        f16_layers: args.cache.f16_layers.clone(),
+        num_tokens,
+        layout: args.cache.layout()?,
+        backend: args.model.backend(),
+    };
+    let mut cache = ModelCache::open(model.config(), &options)?;
+    eprintln!(
+        "{}: {}, cache {}",
+        cache.selection().backend,
+        cache.selection().device,
+        kind.format(model.config())?
+    );
+    if args.cache.rotate_keys {
+        let head_dim = model.config().head_dim;
+        cache.transform = Some(Box::new(SmoothKeys { offsets: Vec::new(), rotate: true, head_dim }));
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let handler = Arc::clone(&stop);
+    ctrlc::set_handler(move || {
+        // A second Ctrl-C does not wait for the step in hand.
+        if handler.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    })?;
+    let sampling = Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed };
+    let order = Order { prompts, max_tokens: args.max_tokens, max_batch: args.max_batch, sampling };
+    let is_single = args.prompts.len() == 1;
+    let mut out = std::io::stdout();
+    if let (true, Some(prompt)) = (is_single && !args.chat, args.prompts.first()) {
+        write!(out, "{prompt}")?;
+        out.flush()?;
+    }
+    let mut show = |_: usize, piece: &str| {
+        if is_single {
+            // Nothing sensible can be done about a closed pipe here; the report below will fail on it.
+            let _ = write!(out, "{piece}").and_then(|()| out.flush());
+        }
+    };
+    let report = generate(&model, &vocabulary, &mut cache, &order, &stop, &mut show)?;
+    if is_single {
+        writeln!(out)?;
+    } else {
+        for (prompt, text) in args.prompts.iter().zip(&report.texts) {
+            writeln!(out, "--- {prompt}\n{text}")?;
+        }
+    }
+    print_report(&report);
+    if report.is_stopped {
+        eprintln!("stopped");
+        std::process::exit(130);
+    }
+    Ok(())
+}
+
+fn print_report(report: &Report) {
+    let seconds = |d: std::time::Duration| d.as_secs_f64();
+    let rate = |n: usize, d| n as f64 / seconds(d).max(1e-9);
+    let total = report.prefill_time + report.decode_time;
+    eprintln!(
+        "prefill {} tokens at {:.0}/s ({} more from the shared beginning), decode {} tokens at {:.1}/s",
+        report.prefill_tokens,
+        rate(report.prefill_tokens, report.prefill_time),
+        report.shared_tokens,
+        report.decode_tokens,
+        rate(report.decode_tokens, report.decode_time),
+    );
+    eprintln!(
+        "cache {:.1} KiB at most, {:.1} % of f16; attention {:.2} s of {:.2} s",
+        report.peak_bytes as f64 / 1024.0,
+        100.0 * report.peak_bytes as f64 / report.peak_bytes_in_f16.max(1) as f64,
+        seconds(report.attention_time),
+        seconds(total),
+    );
+}

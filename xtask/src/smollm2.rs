@@ -1,0 +1,49 @@
+//! `generate`, `accuracy`, `advise`: commands of `examples/smollm2`, a package of its own so that nothing else waits for
+//! its dependencies to compile.
+
+use crate::workspace;
+use anyhow::{Context, Result, bail};
+use std::process::Command;
+
+/// Everything is handed on; `--help` shows the options.
+#[derive(clap::Args)]
+#[command(disable_help_flag = true)]
+pub struct Args {
+    /// Options and arguments of the command; --help lists them
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+    arguments: Vec<String>,
+}
+
+/// Builds the package if need be and runs one of its commands.
+pub fn run(command: &str, args: &Args) -> Result<()> {
+    let manifest = workspace::root().join("examples/smollm2/Cargo.toml");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["run", "--quiet", "--release", "--manifest-path"]).arg(manifest);
+    if asks_for_cuda(&args.arguments) {
+        cargo.args(["--features", "cuda"]);
+    }
+    let status = cargo.arg("--").arg(command).args(&args.arguments).status().context("cannot start cargo")?;
+    match status.code() {
+        Some(0) => Ok(()),
+        // The command has said why.
+        Some(code) => std::process::exit(code),
+        None => bail!("{command} was killed"),
+    }
+}
+
+fn asks_for_cuda(arguments: &[String]) -> bool {
+    let pair = arguments.windows(2).any(|pair| pair == ["--backend", "cuda"]);
+    pair || arguments.iter().any(|argument| argument == "--backend=cuda")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_named_cuda_backend_needs_the_feature() {
+        let asks = |line: &str| asks_for_cuda(&line.split(' ').map(str::to_owned).collect::<Vec<_>>());
+        assert!(asks("hello --backend cuda") && asks("--backend=cuda hello"));
+        assert!(!asks("cuda --backend cpu") && !asks("tell me of cuda"));
+    }
+}
