@@ -1,47 +1,45 @@
 //! Random numbers from a seed.
 
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use cpu_reference::case::Rng;
 
-/// A seeded source of numbers.
+/// A seeded source of numbers, equal on every machine.
 #[derive(Debug)]
-pub struct Numbers(StdRng);
+pub struct Numbers(Rng);
 
 impl Numbers {
     /// The same seed and stream give the same numbers.
     pub fn new(seed: u64, stream: u64) -> Self {
-        Self(StdRng::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(stream)))
+        Self(Rng::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(stream)))
     }
 
-    /// Standard normal (Box and Muller).
+    /// Close to standard normal.
     pub fn normal(&mut self) -> f32 {
-        let (u, v): (f64, f64) = (1.0 - self.0.random::<f64>(), self.0.random());
-        ((-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
+        self.0.gaussian()
     }
 
-    /// `n` standard normals.
+    /// `n` of them.
     pub fn normals(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.normal()).collect()
     }
 
-    /// Below `n`.
+    /// Below `n`; 0 if `n` is 0.
     pub fn below(&mut self, n: usize) -> usize {
-        self.0.random_range(0..n.max(1))
+        self.0.below(n as u64) as usize
     }
 
     /// In `[0, 1)`.
     pub fn unit(&mut self) -> f32 {
-        self.0.random()
+        self.0.unit() as f32
     }
 
     /// True with probability `share`.
     pub fn chance(&mut self, share: f64) -> bool {
-        self.0.random_bool(share)
+        self.0.unit() < share
     }
 
     /// Any bits.
     pub fn bits(&mut self) -> u64 {
-        self.0.random()
+        self.0.bits()
     }
 
     /// One of `choices`.
@@ -51,8 +49,6 @@ impl Numbers {
 
     /// Shuffles in place.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
-        for i in (1..items.len()).rev() {
-            items.swap(i, self.below(i + 1));
-        }
+        self.0.shuffle(items);
     }
 }

@@ -80,12 +80,19 @@ impl Subject {
     /// # Errors
     /// The names of the parts.
     pub fn covers(&self, descriptor: &Descriptor) -> Result<(), String> {
-        let missing = self.backend.capability().missing(descriptor);
+        let missing = self.backend.missing(descriptor);
         if missing.is_empty() {
             return Ok(());
         }
         let names: Vec<&str> = missing.iter().map(|missing| missing.what).collect();
         Err(format!("not offered: {}", names.join(", ")))
+    }
+
+    /// `odd` where the backend takes pages of that length, else `even`.
+    pub fn page_len(&self, odd: u32, even: u32) -> u32 {
+        let case = crate::case::Case { page_len: odd, ..crate::case::Case::plain(self.tile_len(), 1) };
+        let takes = self.backend.missing(&Descriptor::new(case.layout_of(1), case.bare_spec())).is_empty();
+        if takes { odd } else { even }
     }
 
     /// Opens a cache of its own.

@@ -19,7 +19,7 @@ pub struct Args {
     /// Packages whose tests are taken; may be given several times [default: all]
     #[arg(short, long, value_name = "NAME")]
     package: Vec<String>,
-    /// Leave out the programs (`xtask` with its demo and benches); tests alone
+    /// Leave out the programs (`xtask` with its demo and benches, `kv8-validate`); tests alone
     #[arg(long)]
     tests_only: bool,
 }
@@ -52,9 +52,9 @@ pub fn run(args: &Args) -> Result<()> {
     let tools = if args.tests_only {
         Vec::new()
     } else {
-        println!("building xtask with feature cuda");
-        let xtask = ["-p".to_owned(), "xtask".to_owned()];
-        build(&root, &["build", "--release", "--features", "cuda"], &xtask, false)?
+        println!("building xtask and kv8-validate with feature cuda");
+        let packages = ["-p", "xtask", "-p", "attn-backend", "--bins"].map(str::to_owned);
+        build(&root, &["build", "--release", "--features", "cuda"], &packages, false)?
     };
     ensure!(!tests.is_empty(), "cargo built no tests");
 
@@ -195,6 +195,7 @@ const SCRIPT_HEAD: &str = r#"#!/bin/sh
 here=$(cd "$(dirname "$0")" && pwd)
 : "${KV8_REQUIRE_GPU:=1}"
 export KV8_REQUIRE_GPU
+[ -x "$here/bin/tools/kv8-validate" ] && export KV8_VALIDATE="$here/bin/tools/kv8-validate"
 only=$1
 [ $# -gt 0 ] && shift
 arguments="$*"

@@ -1,6 +1,8 @@
 //! The choice of instruction set: once, at run time.
 
 use crate::Error;
+#[cfg(target_arch = "aarch64")]
+use crate::arch::aarch64::neon;
 use crate::arch::portable;
 #[cfg(target_arch = "x86_64")]
 use crate::arch::x86_64::{avx2, avx512};
@@ -19,11 +21,13 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL and DQ.
     Avx512,
+    /// 64-bit Arm with NEON. Compiled and reviewed; it has not run on a machine yet.
+    Neon,
 }
 
 impl Isa {
     /// All of them, the preferred last.
-    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Neon];
 
     /// The name that [`ISA_VARIABLE`] takes.
     pub fn name(self) -> &'static str {
@@ -31,6 +35,7 @@ impl Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Neon => "neon",
         }
     }
 
@@ -42,7 +47,8 @@ impl Isa {
             Isa::Avx2 => avx2::Stage1::is_available(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512::Stage1::is_available(),
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::Stage1::is_available(),
             _ => false,
         }
     }
@@ -83,6 +89,8 @@ pub(crate) enum Kernel {
     Avx2(avx2::Stage1),
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Stage1),
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Stage1),
 }
 
 impl Kernel {
@@ -93,7 +101,8 @@ impl Kernel {
             Isa::Avx2 => avx2::Stage1::new().map(Kernel::Avx2),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512::Stage1::new().map(Kernel::Avx512),
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::Stage1::new().map(Kernel::Neon),
             _ => None,
         };
         kernel.ok_or_else(|| Error::Isa { asked: isa.name().into(), available: Isa::available() })
@@ -107,6 +116,8 @@ impl Kernel {
             Kernel::Avx2(stage1) => stage1.attend(step, unit),
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx512(stage1) => stage1.attend(step, unit),
+            #[cfg(target_arch = "aarch64")]
+            Kernel::Neon(stage1) => stage1.attend(step, unit),
         }
     }
 }

@@ -16,6 +16,9 @@ pub(crate) const MIN_LANES: usize = 8;
 /// Rows of q and o are padded to a multiple of this many f32: the widest instance's lanes.
 const DIM_ALIGN: usize = 16;
 
+/// Below this many products of q.k one thread is done before another has woken up.
+const SERIAL_PRODUCTS: usize = 1 << 18;
+
 /// `head_dim` rounded up to the widest vector.
 pub(crate) fn padded_dim(head_dim: usize) -> usize {
     head_dim.next_multiple_of(DIM_ALIGN)
@@ -191,12 +194,18 @@ pub(crate) fn run(
     let num_heads = if step.heads_are_neighbours { divisors.find(enough).unwrap_or(1) } else { 1 };
     let blocks = num_kv_heads / num_heads;
     let row_len = rows * padded_dim;
-    let units = o.par_chunks_mut(num_heads * row_len).zip(workspace.ml.par_chunks_mut(num_heads * rows * 2));
-    units.enumerate().for_each(|(unit, (o, ml))| {
+    let attend = |(unit, (o, ml)): (usize, (&mut [f32], &mut [f32]))| {
         let (item_idx, first_head) = (unit / blocks, unit % blocks * num_heads);
         let Some(&item) = plan.items().get(item_idx) else { return };
         let first = (item.request_idx as usize * num_kv_heads + first_head) * row_len;
         let q = q.get(first..first + num_heads * row_len).unwrap_or_default();
         kernel.attend(step, Unit { item, first_head, num_heads, q, o, ml });
-    });
+    };
+    let (o_len, ml_len) = (num_heads * row_len, num_heads * rows * 2);
+    let tokens: usize = plan.items().iter().map(|item| item.num_tokens() as usize).sum();
+    if tokens * num_kv_heads * row_len < SERIAL_PRODUCTS {
+        o.chunks_mut(o_len).zip(workspace.ml.chunks_mut(ml_len)).enumerate().for_each(attend);
+    } else {
+        o.par_chunks_mut(o_len).zip(workspace.ml.par_chunks_mut(ml_len)).enumerate().for_each(attend);
+    }
 }

@@ -1,5 +1,5 @@
 //! A step and an append allocate nothing once warm.
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use cpu_reference::Workspace;
 use cpu_reference::case::CaseConfig;

@@ -1,5 +1,5 @@
 //! Append against the plain version of `kv_quant`: same bits, same errors, nothing written on error.
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use cpu_reference::case::{Floats, Rng};
 use half::{bf16, f16};

@@ -1,5 +1,5 @@
 //! What the CPU backend promises beyond accuracy: reproducible bits, batch invariance, exact cases, typed refusals.
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use attn_plan::{DecodeRequest, PageTable, SplitConfig, SplitPlan, SplitPolicy};
 use cpu_reference::case::{Case, CaseConfig, Data};

@@ -1,5 +1,5 @@
 //! The power of the bound: a plain f32 kernel passes, and each fault seeded into it is caught.
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use attn_plan::{Partial, SoftmaxState, SplitConfig};
 use cpu_reference::case::{Case, CaseConfig, Data, Floats, edge_tokens};

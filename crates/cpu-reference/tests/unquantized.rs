@@ -1,4 +1,5 @@
 //! Decode over a cache of unquantized floats, against the oracle over the same floats.
+#![allow(clippy::unwrap_used, reason = "a test: what cannot go on must fail loudly")]
 
 use attn_plan::{DecodeRequest, DecodeSpec, PageTable, SplitPlan};
 use cpu_reference::{Isa, Workspace, oracle};

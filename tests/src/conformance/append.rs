@@ -51,10 +51,10 @@ fn tokens(float_type: FloatType, k: &[f32], v: &[f32], numbers: &mut Numbers) ->
     Tokens { k: Values::from_f32(float_type, &k), v: Values::from_f32(float_type, &v), slots }
 }
 
-fn layout_of(format: CacheFormat, num_slots: u64, choice: usize) -> CacheLayout {
+fn layout_of(format: CacheFormat, num_slots: u64, choice: usize, odd: u32) -> CacheLayout {
     match choice % 4 {
         0 => CacheLayout::native(format, num_slots.div_ceil(16), 16),
-        1 => CacheLayout::hnd(format, num_slots.div_ceil(5), 5),
+        1 => CacheLayout::hnd(format, num_slots.div_ceil(u64::from(odd)), odd),
         2 => CacheLayout::nhd(format, num_slots, 1),
         _ => CacheLayout::lightllm(format, num_slots),
     }
@@ -95,7 +95,7 @@ pub fn bytes(subject: &Subject) -> Result<(), String> {
                 let format =
                     CacheFormat::new(2, 128, group_len, group_len, scale_type).expect("a valid format");
                 choice += 1;
-                let layout = layout_of(format, tokens.slots.len() as u64 + 3, choice);
+                let layout = layout_of(format, tokens.slots.len() as u64 + 3, choice, subject.page_len(5, 8));
                 let route = if choice % 2 == 0 { Route::Session } else { Route::Executor };
                 one(subject, &layout, &tokens, route)
                     .map_err(|error| format!("{float_type} into {format} {}: {error}", layout.kind()))?;

@@ -11,7 +11,7 @@ const BATCHES: [usize; 6] = [2, 3, 7, 8, 17, 64];
 fn ragged(tile: u32) -> Case {
     let lens = [3 * tile + 5, 1, tile, 0, 2 * tile + 1, 17, tile - 1, 200];
     let kv_lens = (0..64).map(|i| lens[i % lens.len()] + (i / lens.len()) as u32).collect();
-    Case { kv_lens, num_kv_heads: 2, gqa_group: 3, head_dim: 32, ..Case::plain(tile, 0) }
+    Case { kv_lens, num_kv_heads: 2, gqa_group: 3, head_dim: 64, ..Case::plain(tile, 0) }
 }
 
 fn open(subject: &Subject, problem: &Problem, route: Route) -> Result<Opened, String> {

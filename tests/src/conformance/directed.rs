@@ -71,7 +71,7 @@ pub fn lengths(subject: &Subject) -> Result<(), String> {
 pub fn needles(subject: &Subject) -> Result<(), String> {
     let tile = subject.tile_len();
     let mut cases = Vec::new();
-    for (kv_len, page_len) in [(4 * tile + 7, 16), (3 * tile, 5), (2 * tile + 1, 1)] {
+    for (kv_len, page_len) in [(4 * tile + 7, 16), (3 * tile, subject.page_len(5, 4)), (2 * tile + 1, 1)] {
         let mut at = vec![0, 1, kv_len / 2, kv_len - 2, kv_len - 1];
         let edges = (1..=kv_len / tile).map(|n| n * tile).chain((1..6).map(|n| n * page_len));
         at.extend(edges.flat_map(|edge| [edge - 1, edge, edge + 1]).filter(|t| *t < kv_len));
@@ -82,7 +82,7 @@ pub fn needles(subject: &Subject) -> Result<(), String> {
                 page_len,
                 gqa_group: 2,
                 num_kv_heads: 2,
-                head_dim: 32,
+                head_dim: 64,
                 layout: if token % 2 == 0 { LayoutKind::Native } else { LayoutKind::Nhd },
                 // Multiples of three have no decoy but poison.
                 seed: 1,

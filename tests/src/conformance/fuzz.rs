@@ -7,7 +7,7 @@ use crate::subject::Subject;
 use proptest::test_runner::{Config, TestError, TestRunner};
 
 /// The oracle's multiplications of one ordinary random case.
-const BUDGET: u64 = 1_500_000;
+const BUDGET: u64 = 1_000_000;
 
 /// Judges `num_cases` random cases.
 ///

@@ -7,6 +7,7 @@ mod exact;
 mod fuzz;
 pub mod judge;
 mod pages;
+mod public_cases;
 mod real_data;
 
 use crate::subject::Subject;
@@ -49,5 +50,9 @@ pub const SUITES: &[Suite] = &[
     Suite { name: "determinism", run: |subject, _| company::determinism(subject) },
     Suite { name: "real_data", run: |subject, _| real_data::real_data(subject) },
     Suite { name: "long", run: |subject, effort| directed::long(subject, effort.num_cases >= 10_000) },
+    Suite {
+        name: "public_cases",
+        run: |subject, effort| public_cases::public_cases(subject, effort.num_cases / 2),
+    },
     Suite { name: "fuzz", run: |subject, effort| fuzz::fuzz(subject, effort.num_cases) },
 ];

@@ -38,7 +38,8 @@ const NUM_PAGES: u64 = 40;
 pub fn pages(subject: &Subject) -> Result<(), String> {
     let tile = subject.tile_len();
     for (seed, layout) in subject.capability().layouts.into_iter().enumerate() {
-        let page_len = if layout == LayoutKind::LightLlm { 1 } else { [4, 1, 16, 7][seed % 4] };
+        let page_len =
+            if layout == LayoutKind::LightLlm { 1 } else { [4, 1, 16, subject.page_len(7, 8)][seed % 4] };
         let case = Case {
             layout,
             page_len,

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: how fast, against what the machine can do and what the peers do.
 
+mod cpu;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod record;
@@ -16,6 +17,8 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum What {
+    /// The CPU backend, beside the read bandwidth of the same run
+    Cpu(cpu::CpuArgs),
     /// The CUDA kernels, beside the copy-only reader and the plain streams of the same run
     Gpu(GpuArgs),
 }
@@ -49,6 +52,7 @@ pub struct GpuArgs {
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
     match &args.what {
+        What::Cpu(args) => cpu::run(args),
         #[cfg(feature = "cuda")]
         What::Gpu(args) => gpu::run(args),
         #[cfg(not(feature = "cuda"))]

@@ -78,7 +78,7 @@ struct TileLoader {
     uint32_t scale_offset_high;
     uint32_t live;  // tokens of the located tile that may be read
 
-    __device__ __forceinline__ TileLoader(const PagedCache& cache, uint32_t head_idx, uint32_t lane, uint32_t token_stride, uint32_t warp_shared)
+    __device__ __forceinline__ TileLoader(const PagedCache& cache, uint32_t head_idx, uint32_t lane, uint32_t token_stride, uint32_t warp_barriers)
         : k_copy(cache.k_scales, num_groups(cache.head_dim, cache.k_group_len), cache.scale_type),
           v_copy(cache.v_scales, num_groups(cache.head_dim, cache.v_group_len), cache.scale_type) {
         const uint32_t unit = scale_bytes(cache.scale_type);
@@ -117,7 +117,7 @@ struct TileLoader {
         num_pages = cache.num_pages;
         page = 0;
         tile_stride = token_stride;
-        barriers = warp_shared + T::kBarriersAt;
+        barriers = warp_barriers;
         phases = 0;
         // A tile of records inside a page is one run of bytes: one bulk copy of a run moves more bytes a second than copies
         // row by row.

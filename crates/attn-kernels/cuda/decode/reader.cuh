@@ -26,9 +26,11 @@ __device__ __forceinline__ void read_items(const DecodeParams& p, uint8_t* share
     const uint32_t worker = blockIdx.x / head_blocks;
     const uint32_t* worker_starts = reinterpret_cast<const uint32_t*>(p.worker_starts);
     const WorkItem* items = reinterpret_cast<const WorkItem*>(p.items);
-    uint8_t* ring = shared + (threadIdx.y * token_warps + warp) * T::kWarpBytes;
+    const uint32_t ring_idx = threadIdx.y * token_warps + warp;
+    uint8_t* ring = shared + ring_idx * T::kWarpBytes;
     const uint32_t ring_address = ptx::shared_address(ring);
-    TileLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring_address);
+    const uint32_t barriers = ptx::shared_address(shared + T::kBarriersAt) + ring_idx * T::kNumStages * 16;
+    TileLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens, barriers);
     uint32_t folded = 0;
     for (uint32_t item_idx = worker_starts[worker]; item_idx < worker_starts[worker + 1]; ++item_idx) {
         const WorkItem item = items[item_idx];

@@ -149,7 +149,8 @@ struct Stage1 {
             write_row(p, item, rows, rows.first + row, channel, merged, x);
         }
         ptx::fence_before_bulk_copies();
-        __syncthreads();  // the rings may be filled again
+        ptx::fence_before_bulk_copies();
+        __syncthreads();  // the rings may be filled again, by bulk copies too
     }
 
     static __device__ __forceinline__ void write_row(const DecodeParams& p, const WorkItem& item, const QueryRows& rows,
@@ -184,7 +185,8 @@ struct Stage1 {
         uint8_t* ring = shared + ring_idx * T::kWarpBytes;
         uint32_t ring_address = ptx::shared_address(ring);
         ptx::keep(ring_address);
-        TileLoader<T> loader(p.cache, kv_head, lane, tile_stride, ring_address);
+        const uint32_t barriers = ptx::shared_address(shared + T::kBarriersAt) + ring_idx * T::kNumStages * 16;
+        TileLoader<T> loader(p.cache, kv_head, lane, tile_stride, barriers);
         Arith arith(p, lane, loader.pitch, ring, shared + T::kQueryAt);
         OnlineState<kRowTiles, T::kAlwaysNormalize, kExact> state;
         ptx::wait_for_previous();  // nothing of device memory is read before this

@@ -64,18 +64,18 @@ struct Traits {
     static constexpr int kPagesAt = kMetaAt + 16;
     static constexpr int kStageBytes = round_up(kPagesAt + kTileTokens * 4, 128);  // bulk copies like whole lines
 
-    // Per warp: the ring, the normalized scales of one plane of one tile and their exponents, the barriers of bulk copies.
+    // Per warp: the ring, the normalized scales of one plane of one tile and their exponents.
     static constexpr int kNormalAt = kNumStages * kStageBytes;
     static constexpr int kExponentsAt = kNormalAt + kTileTokens * kNormalPitch;
-    static constexpr int kBarriersAt = kExponentsAt + kTileTokens * 4;  // u64 [kNumStages][K, V]
-    static constexpr int kWarpBytes = round_up(kBarriersAt + kNumStages * 16, 128);
+    static constexpr int kWarpBytes = round_up(kExponentsAt + kTileTokens * 4, 128);
 
     static constexpr int kStatesAt = kWarps * kWarpBytes;                    // float4 [kWarps][kRows]
     static constexpr int kQueryAt = kStatesAt + kWarps * kRows * 16;         // uint2 [kKSteps][kRowTiles][32]
     static constexpr int kQueryBytes = kQueryInShared ? kKSteps * kRowTiles * 32 * 8 : 0;
-    static constexpr int kSharedBytes = kQueryAt + kQueryBytes;
+    static constexpr int kBarriersAt = kQueryAt + kQueryBytes;  // of bulk copies: u64 [kWarps][kNumStages][K, V]
+    static constexpr int kSharedBytes = kBarriersAt + kWarps * kNumStages * 16;
 
-    // The merge of the warps reuses the rings.
+    // The merge of the warps reuses the rings: nothing that outlives an item, such as the barriers, lies in them.
     static constexpr int kMergePitch = HEAD_DIM + 4;  // floats
     static_assert(kWarps * kRows * kMergePitch * 4 <= kStatesAt, "the merge must fit the rings");
 

@@ -30,9 +30,10 @@ def shared_bytes(row):
     pitch = round_up(d + raw + (0 if packed else 4), 16)
     pitch += 16 if pitch // 16 % 2 == 0 else 0
     stage = round_up(round_up(16 * pitch, 128) + 16 * pitch + 16 + 64, 128)
-    warp = round_up(stages * stage + 16 * (round_up(groups * 2, 16) + 16) + 64 + 16 * stages, 128)
+    warp = round_up(stages * stage + 16 * (round_up(groups * 2, 16) + 16) + 64, 128)
     query = d // 16 * tiles * 256 if query_in_shared(row) else 0
-    return 4 * warp + 4 * 8 * tiles * 16 + query
+    barriers = 4 * stages * 16
+    return 4 * warp + 4 * 8 * tiles * 16 + query + barriers
 
 
 def symbol(row):

@@ -11,6 +11,8 @@
 //! | `aarch64/neon` | NEON | compiled and reviewed, never run |
 
 use crate::Isa;
+#[cfg(target_arch = "aarch64")]
+use aarch64::neon;
 use generic::append::Rows;
 use kv_quant::{CacheLayout, CacheViewMut, FloatSlice, ScaleType};
 use rayon::prelude::*;
@@ -20,6 +22,8 @@ use x86_64::avx2;
 pub(crate) mod generic;
 pub(crate) mod portable;
 
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod aarch64;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod x86_64;
 
@@ -55,6 +59,8 @@ pub(crate) enum AppendKernel {
     Portable(portable::Append),
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Append),
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Append),
 }
 
 impl AppendKernel {
@@ -71,6 +77,8 @@ impl AppendKernel {
             Isa::Avx2 | Isa::Avx512 => {
                 avx2::Append::new().map_or(Self::Portable(portable::Append::new()), Self::Avx2)
             }
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::Append::new().map_or(Self::Portable(portable::Append::new()), Self::Neon),
             _ => Self::Portable(portable::Append::new()),
         }
     }
@@ -86,6 +94,8 @@ impl AppendKernel {
             Self::Portable(append) => append.all_within(x, slots, row, scale_type),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(append) => append.all_within(x, slots, row, scale_type),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(append) => append.all_within(x, slots, row, scale_type),
         }
     }
 
@@ -98,6 +108,8 @@ impl AppendKernel {
                 Self::Portable(append) => append.token(rows, k, v, token),
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx2(append) => append.token(rows, k, v, token),
+                #[cfg(target_arch = "aarch64")]
+                Self::Neon(append) => append.token(rows, k, v, token),
             }
         }
     }

@@ -173,16 +173,16 @@ impl CudaExecutor {
         self.partial_o.at_least(size.o_elements * size_of::<f32>(), stream)?;
         self.partial_ml.at_least(size.ml_elements * size_of::<f32>(), stream)?;
 
-        let PageRows::Starts(starts) = request.page_table.rows else {
-            return Err(DeviceError::Launch { what: "a session's page table has row starts".to_owned() });
-        };
         let (lens, pages): (&[u8], &[u8]) =
             (bytemuck::cast_slice(request.kv_lens), bytemuck::cast_slice(request.page_table.pages));
-        let starts: &[u8] = bytemuck::cast_slice(starts);
         let workers: &[u8] = bytemuck::cast_slice(plan.worker_starts());
         let partials: &[u8] = bytemuck::cast_slice(plan.request_partials());
         let item_bytes = size_of_val(plan.items());
-        let sizes = [item_bytes, lens.len(), pages.len(), starts.len(), workers.len(), partials.len()];
+        let start_bytes = match request.page_table.rows {
+            PageRows::Starts(starts) => size_of_val(starts),
+            PageRows::Stride(_) => 0,
+        };
+        let sizes = [item_bytes, lens.len(), pages.len(), start_bytes, workers.len(), partials.len()];
         let upload = &mut self.plan_upload;
         upload.begin(&sizes, stream)?;
         let items = upload.put_with(item_bytes, |to| {
@@ -192,7 +192,10 @@ impl CudaExecutor {
             }
         });
         let (kv_lens, indices) = (upload.put(lens), upload.put(pages));
-        let rows = PageRowsArgs::Starts(upload.put(starts));
+        let rows = match request.page_table.rows {
+            PageRows::Starts(starts) => PageRowsArgs::Starts(upload.put(bytemuck::cast_slice(starts))),
+            PageRows::Stride(stride) => PageRowsArgs::Stride(stride),
+        };
         let (worker_starts, request_partials) = (upload.put(workers), upload.put(partials));
         upload.send(stream)?;
         let args = PlanArgs {

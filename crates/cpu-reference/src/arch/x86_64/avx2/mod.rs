@@ -35,6 +35,7 @@ pub(super) unsafe fn load_bits(p: *const u8, n: usize) -> __m128i {
     unsafe {
         match n {
             1 => bits[0] = p.cast::<u16>().read_unaligned(),
+            2 => return _mm_cvtsi32_si128(p.cast::<i32>().read_unaligned()),
             4 => return _mm_cvtsi64_si128(p.cast::<i64>().read_unaligned()),
             8 => return _mm_loadu_si128(p.cast()),
             _ => std::ptr::copy_nonoverlapping(p, bits.as_mut_ptr().cast(), 2 * n),
@@ -170,7 +171,7 @@ unsafe fn quad(a: __m256, b: __m256, c: __m256, d: __m256) -> __m256 {
 }
 
 // SAFETY of every block below without a comment of its own: the value of type Avx2 proves the features.
-#[allow(clippy::undocumented_unsafe_blocks)]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "one argument for all of them, above")]
 impl Simd for Avx2 {
     const LANES: usize = 8;
     type F = __m256;

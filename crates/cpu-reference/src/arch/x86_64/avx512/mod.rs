@@ -62,7 +62,7 @@ unsafe fn halves(a: __m512, b: __m512) -> __m512 {
 }
 
 // SAFETY of every block below without a comment of its own: the value of type Avx512 proves the features.
-#[allow(clippy::undocumented_unsafe_blocks)]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "one argument for all of them, above")]
 impl Simd for Avx512 {
     const LANES: usize = 16;
     type F = __m512;

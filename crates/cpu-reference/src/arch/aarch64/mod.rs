@@ -1,0 +1,3 @@
+//! 64-bit Arm instances.
+
+pub(crate) mod neon;
