@@ -2,7 +2,7 @@
 //! its dependencies to compile.
 
 use crate::workspace;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::process::Command;
 
 /// Everything is handed on; `--help` shows the options.
@@ -22,13 +22,22 @@ pub fn run(command: &str, args: &Args) -> Result<()> {
     if asks_for_cuda(&args.arguments) {
         cargo.args(["--features", "cuda"]);
     }
-    let status = cargo.arg("--").arg(command).args(&args.arguments).status().context("cannot start cargo")?;
-    match status.code() {
-        Some(0) => Ok(()),
-        // The command has said why.
-        Some(code) => std::process::exit(code),
-        None => bail!("{command} was killed"),
-    }
+    cargo.arg("--").arg(command).args(&args.arguments);
+    hand_over(cargo)
+}
+
+/// Becomes the command, so that Ctrl-C reaches it alone and it has the last word.
+#[cfg(unix)]
+fn hand_over(mut cargo: Command) -> Result<()> {
+    use std::os::unix::process::CommandExt;
+    Err(cargo.exec()).context("cannot start cargo")
+}
+
+#[cfg(not(unix))]
+fn hand_over(mut cargo: Command) -> Result<()> {
+    let status = cargo.status().context("cannot start cargo")?;
+    // The command has said why.
+    std::process::exit(status.code().unwrap_or(1))
 }
 
 fn asks_for_cuda(arguments: &[String]) -> bool {

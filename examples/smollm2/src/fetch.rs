@@ -86,13 +86,14 @@ fn unpack(work: &Path, path: &Path) -> Result<()> {
 }
 
 fn run(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("cannot start {:?}", command.get_program()))?;
+    let output =
+        command.output().with_context(|| format!("cannot start {}", command.get_program().display()))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         let last = text.trim().lines().rev().take(3).collect::<Vec<_>>();
         bail!(
-            "{:?} failed: {}",
-            command.get_program(),
+            "{} failed: {}",
+            command.get_program().display(),
             last.into_iter().rev().collect::<Vec<_>>().join("\n")
         );
     }

@@ -3,6 +3,7 @@
 
 use clap::Parser;
 use smollm2::command;
+use std::process::ExitCode;
 
 /// A real language model whose attention runs on kv8.
 #[derive(Parser)]
@@ -13,10 +14,17 @@ enum Command {
     Advise(command::advise::Args),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Command::parse() {
+fn main() -> ExitCode {
+    let done = match Command::parse() {
         Command::Generate(args) => command::generate::run(&args),
         Command::Accuracy(args) => command::accuracy::run(&args),
         Command::Advise(args) => command::advise::run(&args),
+    };
+    let Err(error) = done else { return ExitCode::SUCCESS };
+    // The chain of causes; a backtrace says nothing to who typed a command.
+    eprintln!("error: {error}");
+    for cause in error.chain().skip(1) {
+        eprintln!("because: {cause}");
     }
+    ExitCode::FAILURE
 }

@@ -69,6 +69,45 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     lanes.iter().sum::<f32>() + rest
 }
 
+/// Widens rows; compiled for the machine's vectors, which a closure would not surely be.
+struct Widen<'a> {
+    kind: TensorType,
+    bytes: &'a [u8],
+    out: &'a mut [f32],
+}
+
+impl pulp::WithSimd for Widen<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        widen(self.kind, self.bytes, self.out);
+    }
+}
+
+/// Products of a panel of weight rows with a few rows of x, one weight row widened at a time.
+struct FewRows<'a, 'y> {
+    matrix: &'a Matrix,
+    bytes: &'a [u8],
+    x: &'a [f32],
+    scratch: &'a mut [f32],
+    y: ArrayViewMut2<'y, f32>,
+}
+
+impl pulp::WithSimd for FewRows<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(mut self, _: S) {
+        for (row, bytes) in self.bytes.chunks_exact(self.matrix.row_bytes()).enumerate() {
+            widen(self.matrix.kind, bytes, self.scratch);
+            for (i, x) in self.x.chunks_exact(self.matrix.cols).enumerate() {
+                self.y[[i, row]] = dot(self.scratch, x);
+            }
+        }
+    }
+}
+
 impl Matrix {
     /// Loads a tensor.
     pub fn load(gguf: &Gguf, name: &str) -> Result<Self> {
@@ -120,17 +159,10 @@ impl Matrix {
             let bytes = &self.bytes[start..start + num_rows * row_bytes];
             if n < MANY_ROWS {
                 scratch.resize(self.cols, 0.0);
-                arch.dispatch(|| {
-                    for (row, bytes) in bytes.chunks_exact(row_bytes).enumerate() {
-                        widen(self.kind, bytes, scratch);
-                        for (i, x) in x.chunks_exact(self.cols).enumerate() {
-                            y[[i, row]] = dot(scratch, x);
-                        }
-                    }
-                });
+                arch.dispatch(FewRows { matrix: self, bytes, x, scratch, y });
             } else {
                 scratch.resize(num_rows * self.cols, 0.0);
-                arch.dispatch(|| widen(self.kind, bytes, scratch));
+                arch.dispatch(Widen { kind: self.kind, bytes, out: scratch });
                 if let Ok(weights) = ArrayView2::from_shape((num_rows, self.cols), &scratch[..]) {
                     general_mat_mul(1.0, &x_view, &weights.t(), 0.0, &mut y);
                 }

@@ -45,6 +45,9 @@ pub struct Args {
     /// Where accuracy.json, accuracy.svg and the state to resume from are written
     #[arg(long, value_name = "DIR", default_value = "target/accuracy")]
     out: PathBuf,
+    /// Measure nothing; report on what was measured before
+    #[arg(long)]
+    report_only: bool,
     /// Forget earlier measurements
     #[arg(long)]
     fresh: bool,
@@ -101,6 +104,8 @@ impl Row {
     }
 }
 
+/// What was measured so far, in the folder of results.
+const STATE_FILE: &str = "state.json";
 /// The name of the row over all texts.
 const ALL: &str = "all";
 
@@ -134,8 +139,7 @@ pub fn run(args: &Args) -> Result<()> {
         ensure!(!variants.is_empty(), "no variant has {only} in its name");
     }
     std::fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
-    let state_path = args.out.join("state.json");
-    let backend = args.model.backend();
+    let state_path = args.out.join(STATE_FILE);
     let setting = format!(
         "SmolLM2-135M-Instruct Q4_1, weights widened exactly, windows of {} tokens, backend {}",
         args.window,
@@ -145,7 +149,35 @@ pub fn run(args: &Args) -> Result<()> {
     if state.setting != setting {
         state = State { setting: setting.clone(), ..State::default() };
     }
-    let calibration = Calibration::measure(&model, &vocabulary.encode(Calibration::text())?)?;
+    if !args.report_only {
+        fill(args, &model, &vocabulary, &windows, &variants, &mut state)?;
+    }
+    let rows = collect(&state, &windows, &variants);
+    let report = serde_json::to_string_pretty(&Report { setting: &setting, rows: &rows })?;
+    std::fs::write(args.out.join("accuracy.json"), &report)?;
+    super::plot::write(&args.out.join("accuracy.svg"), &rows)?;
+    let mut out = std::io::stdout();
+    if args.json {
+        writeln!(out, "{report}")?;
+    } else {
+        writeln!(out, "{setting}\n{}", table(&rows))?;
+        writeln!(out, "\nwritten: {0}/accuracy.json, {0}/accuracy.svg", args.out.display())?;
+    }
+    Ok(())
+}
+
+/// Measures what the state lacks, with a progress bar, saving as it goes.
+fn fill(
+    args: &Args,
+    model: &Model,
+    vocabulary: &Vocabulary,
+    windows: &[Window],
+    variants: &[Variant],
+    state: &mut State,
+) -> Result<()> {
+    let state_path = args.out.join(STATE_FILE);
+    let backend = args.model.backend();
+    let calibration = Calibration::measure(model, &vocabulary.encode(Calibration::text())?)?;
     let bar = ProgressBar::new((windows.len() * variants.len()) as u64)
         .with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {elapsed} elapsed, {eta} left")?);
     let key = |window: &Window, variant: &Variant| format!("{}/{}", window.key, variant.key());
@@ -158,22 +190,11 @@ pub fn run(args: &Args) -> Result<()> {
         &windows,
         &variants,
         backend,
-        &mut state,
+        state,
         || bar.inc(1),
         |state| save(&state_path, state),
     )?;
     bar.finish_and_clear();
-    let rows = collect(&state, &windows, &variants);
-    let report = serde_json::to_string_pretty(&Report { setting: &setting, rows: &rows })?;
-    std::fs::write(args.out.join("accuracy.json"), &report)?;
-    super::plot::write(&args.out.join("accuracy.svg"), &rows)?;
-    let mut out = std::io::stdout();
-    if args.json {
-        writeln!(out, "{report}")?;
-    } else {
-        writeln!(out, "{setting}\n{}", table(&rows))?;
-        writeln!(out, "\nwritten: {0}/accuracy.json, {0}/accuracy.svg", args.out.display())?;
-    }
     Ok(())
 }
 
@@ -241,7 +262,9 @@ fn collect(state: &State, windows: &[Window], variants: &[Variant]) -> Vec<Row> 
                     sum.add(score);
                 }
             }
-            rows.push(Row::new(text, variant, &sum));
+            if sum.tokens > 0 {
+                rows.push(Row::new(text, variant, &sum));
+            }
         }
     }
     rows
