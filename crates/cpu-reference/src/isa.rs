@@ -21,7 +21,7 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL and DQ.
     Avx512,
-    /// 64-bit Arm with NEON. Compiled and reviewed; it has not run on a machine yet.
+    /// 64-bit Arm with NEON. It has run under emulation, not on a machine yet.
     Neon,
 }
 

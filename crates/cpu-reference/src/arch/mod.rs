@@ -8,7 +8,7 @@
 //! | `portable` | nothing | x86-64 |
 //! | `x86_64/avx2` | AVX2, FMA, F16C | x86-64 |
 //! | `x86_64/avx512` | AVX-512 F, BW, VL, DQ | x86-64 |
-//! | `aarch64/neon` | NEON | compiled and reviewed, never run |
+//! | `aarch64/neon` | NEON | run under emulation, never on a machine |
 
 use crate::Isa;
 #[cfg(target_arch = "aarch64")]

@@ -1,6 +1,6 @@
 //! NEON: eight lanes in pairs of registers, of which there are thirty-two.
 //!
-//! Compiled and reviewed; it has not run on a machine yet.
+//! It has run under emulation, not on a machine yet.
 
 mod append;
 mod stage1;
