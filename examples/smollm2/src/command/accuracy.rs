@@ -185,10 +185,10 @@ fn fill(
     bar.inc(known.filter(|key| state.scores.contains_key(key)).count() as u64);
     bar.tick();
     measure(
-        &model,
+        model,
         &calibration,
-        &windows,
-        &variants,
+        windows,
+        variants,
         backend,
         state,
         || bar.inc(1),
