@@ -88,10 +88,12 @@ fn a_key_without_backends_lists_the_keys_that_exist() {
     let builtin = Registry::builtin();
     let absent = OperationKey { format: FormatKey::named("fp8"), operation: Operation::NormalDecode };
     let error = builtin.candidates(&absent).unwrap_err();
-    assert_eq!(error, SelectError::NoBackend { key: absent, existing: vec![key()] });
+    let floats = OperationKey { format: FormatKey::UNQUANTIZED, operation: Operation::NormalDecode };
+    assert_eq!(error, SelectError::NoBackend { key: absent, existing: vec![key(), floats] });
     assert_eq!(
         error.to_string(),
-        "no backend for normal_decode over fp8; there are backends for: normal_decode over int8-group"
+        "no backend for normal_decode over fp8; there are backends for: normal_decode over int8-group, \
+         normal_decode over unquantized"
     );
     let error = select(&Registry::empty(), &descriptor(), &options()).unwrap_err();
     assert_eq!(error, SelectError::NoBackend { key: key(), existing: vec![] });

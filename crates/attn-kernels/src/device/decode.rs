@@ -298,7 +298,8 @@ impl Decoder {
             num_workers: plan.num_workers,
             q_type: spec.q_type as u32,
             out_type: spec.out_type as u32,
-            window: spec.window.unwrap_or(0),
+            // The kernels count positions in i32: a window beyond that hides nothing.
+            window: spec.window.filter(|window| *window <= i32::MAX.cast_unsigned()).unwrap_or(0),
             softmax_scale: spec.softmax_scale,
             soft_cap: spec.soft_cap.unwrap_or(0.0),
             partial_capacity: u32::try_from(capacity).unwrap_or(u32::MAX - 1),
