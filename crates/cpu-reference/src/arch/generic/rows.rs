@@ -149,7 +149,7 @@ pub(crate) struct Side {
 /// One side of a tile as the inner loops take it.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile<'a> {
-    /// `padded_dim` codes each.
+    /// `head_dim` codes each, rounded up to the lanes.
     codes: &'a [*const u8; TILE],
     side: &'a Side,
 }
@@ -233,7 +233,7 @@ impl Tile<'_> {
     /// Dequantized values of a chunk: code times scale.
     ///
     /// # Safety
-    /// `token < TILE`, and the chunk is one of `padded_dim / LANES`.
+    /// `token < TILE`, and the chunk is one of `head_dim.div_ceil(LANES)`.
     #[inline(always)]
     pub(crate) unsafe fn values<S: Simd, const BY_EIGHTS: bool>(
         &self,
@@ -241,7 +241,7 @@ impl Tile<'_> {
         token: usize,
         chunk: usize,
     ) -> S::F {
-        // SAFETY: the row has padded_dim codes (padded copies have 256), and scale_stride scales, enough for each of its
+        // SAFETY: the row has head_dim codes, a multiple of the lanes or a copy of 256, and scale_stride scales, enough for each of its
         // chunks (rounded up to 8, so that the second group of a last chunk exists).
         unsafe {
             let codes = s.load_codes(self.codes.get_unchecked(token).add(chunk * S::LANES).cast());
