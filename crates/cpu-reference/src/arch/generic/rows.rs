@@ -161,7 +161,7 @@ pub(crate) struct Side {
 /// One side of a tile as the inner loops take it.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile<'a> {
-    /// `padded_dim` codes each.
+    /// `head_dim` codes each, rounded up to the lanes.
     codes: &'a [*const u8; TILE],
     side: &'a Side,
 }
@@ -283,12 +283,12 @@ impl Tile<'_> {
     /// Values of a chunk: code times scale, or floats as they are.
     ///
     /// # Safety
-    /// `token < TILE`, the chunk is one of `padded_dim / LANES`, and `MODE` is the side's.
+    /// `token < TILE`, the chunk is one of `head_dim.div_ceil(LANES)`, and `MODE` is the side's.
     #[inline(always)]
     pub(crate) unsafe fn values<S: Simd, const MODE: u8>(&self, s: S, token: usize, chunk: usize) -> S::F {
         let at = chunk * S::LANES;
-        // SAFETY: with FLOATS there are [TILE][padded_dim] of them. Else the row has padded_dim codes (padded copies have
-        // 256), and scale_stride scales, enough for each of its chunks (rounded up to 8, so that the second group of a
+        // SAFETY: with FLOATS there are [TILE][padded_dim] of them. Else the row has head_dim codes, a multiple of the
+        // lanes or a copy of 256, and scale_stride scales, enough for each of its chunks (rounded up to 8, so that the second group of a
         // last chunk exists).
         unsafe {
             if MODE == FLOATS {

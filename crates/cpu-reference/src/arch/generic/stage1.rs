@@ -124,13 +124,14 @@ impl Block<'_> {
         ml: &mut [f32],
     ) {
         let stride = self.step.padded_dim;
-        let num_chunks = stride / S::LANES;
+        // Not of the padded length, which may be a vector longer than the row is readable.
+        let num_chunks = self.step.head_dim.div_ceil(S::LANES);
         let mut logits = [0f32; TILE * MAX_BLOCK];
         let head_dim = self.step.head_dim;
         let k_ahead = Ahead { rows: &self.next.k, len: self.ahead_len, head_dim };
         let mut v_ahead = Ahead { rows: &self.next.v, ..k_ahead };
-        // SAFETY: q and o have R rows of padded_dim = num_chunks * LANES; logits has room for TILE * RS, and TB divides
-        // TILE; both sides were loaded for this tile with rows of padded_dim codes.
+        // SAFETY: q and o have R rows of padded_dim >= num_chunks * LANES; logits has room for TILE * RS, and TB divides
+        // TILE; both sides were loaded for this tile with rows of num_chunks * LANES codes.
         unsafe {
             let (q, logits) = (self.q.as_ptr(), logits.as_mut_ptr());
             let (k, len) = (self.k, self.len);
