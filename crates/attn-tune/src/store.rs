@@ -1,7 +1,8 @@
 //! Where profiles stand: those that ship with the crate, and the user's own.
 
 use etcetera::BaseStrategy;
-use std::path::PathBuf;
+use crate::Profile;
+use std::path::{Path, PathBuf};
 
 /// The environment variable that names the folder of the user's profiles.
 pub const PROFILE_DIR_VARIABLE: &str = "KV8_PROFILE_DIR";
@@ -34,4 +35,19 @@ pub fn file_name(device: &str) -> String {
     }
     let slug = slug.trim_end_matches('-');
     format!("{}.toml", if slug.is_empty() { "device" } else { slug })
+}
+
+impl Profile {
+    /// Writes the profile under `dir` by its device's name, whole or not at all, and says where.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn save(&self, dir: &Path) -> std::io::Result<PathBuf> {
+        std::fs::create_dir_all(dir)?;
+        let file = dir.join(file_name(&self.device));
+        let unfinished = file.with_extension("toml.part");
+        std::fs::write(&unfinished, self.to_string())?;
+        std::fs::rename(&unfinished, &file)?;
+        Ok(file)
+    }
 }
