@@ -1,7 +1,7 @@
 //! Where profiles stand: those that ship with the crate, and the user's own.
 
-use etcetera::BaseStrategy;
 use crate::Profile;
+use etcetera::BaseStrategy;
 use std::path::{Path, PathBuf};
 
 /// The environment variable that names the folder of the user's profiles.

@@ -55,14 +55,15 @@ pub fn run(args: &GpuArgs) -> Result<()> {
 fn print_row(row: &Row) {
     let best = row.ratio_to.iter().min_by(|a, b| a.1.total_cmp(b.1));
     println!(
-        "{:10} {:44} {:8.1} MB {:8.1} us  {:5.1} % of read  {:5.1} % of copy-only {:8.1} us  {}{}",
+        "{:10} {:44} {:8.1} MB {:8.1} us  {:5.1} % of read  {}  {}{}",
         row.suite,
         row.case,
         row.megabytes,
         row.microseconds,
         100.0 * row.share_of_read,
-        100.0 * row.share_of_copy_only,
-        row.copy_only_microseconds,
+        row.copy_only_microseconds.map_or("no reader".to_owned(), |us| {
+            format!("{:5.1} % of copy-only {us:8.1} us", 100.0 * us / row.microseconds)
+        }),
         row.relative_error.map_or(String::new(), |error| format!("err {error:.1e}  ")),
         best.map_or(String::new(), |(system, ratio)| format!("{ratio:.2}x {system}")),
     );
@@ -77,6 +78,7 @@ impl Bench<'_> {
         let mut samples = measured.microseconds;
         let (microseconds, p10, p90) = quantiles(&mut samples);
         let (copy_only, _, _) = quantiles(&mut measured.copy_only_microseconds.clone());
+        let copy_only = Some(copy_only).filter(|us| us.is_finite());
         let gb_per_s = measured.bytes / microseconds / 1e3;
         let spec = &case.spec;
         let kv_len = case.kv_lens.iter().copied().max().unwrap_or(0);
@@ -87,7 +89,7 @@ impl Bench<'_> {
             Default::default()
         };
         Ok(Row {
-            suite,
+            suite: suite.to_owned(),
             case: case.name(),
             layout: case.layout.to_string(),
             page_len: case.page_len,
@@ -104,7 +106,7 @@ impl Bench<'_> {
             gb_per_s,
             share_of_read: gb_per_s / self.read_gb_per_s,
             copy_only_microseconds: copy_only,
-            share_of_copy_only: copy_only / microseconds,
+            share_of_copy_only: copy_only.map(|us| us / microseconds),
             relative_error: measured.relative_error,
             plan: measured.plan,
             ratio_to: peers.into_iter().map(|(system, us)| (system, us / microseconds)).collect(),
