@@ -12,6 +12,7 @@ mod smollm2;
 #[path = "../../crates/attn-kernels/build/source_hash.rs"]
 mod source_hash;
 mod tidy;
+mod tune;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -45,6 +46,8 @@ enum Command {
     Kernels(kernels::Args),
     /// Pack the crates with the kernel image inside, so that dependents need no nvcc
     Package(package::Args),
+    /// Measure which schedule is fastest for which step on this GPU, and keep it as a profile
+    Tune(tune::Args),
     /// Check the house rules that no compiler checks
     Tidy(tidy::Args),
 }
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Kernels(args) => kernels::run(&args),
         Command::Package(args) => package::run(&args),
         Command::Tidy(args) => tidy::run(&args),
+        Command::Tune(args) => tune::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

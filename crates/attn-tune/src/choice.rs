@@ -33,6 +33,7 @@ impl Choice {
             tile_len,
             item_overhead: self.item_overhead,
             min_split_tiles: self.min_split_tiles,
+            heads_per_block: self.heads_per_block,
         }
     }
 

@@ -1,9 +1,11 @@
 //! What changes from step to step, and how far two steps are from each other.
 
+use attn_plan::DecodeSpec;
+
 /// A step, reduced to what its speed depends on.
 /// ```
 /// use attn_tune::RunKey;
-/// let run = RunKey::of(&[1000, 3000], 8);
+/// let run = RunKey::of([1000, 3000], 8);
 /// assert_eq!((run.batch, run.kv_tokens, run.longest), (2, 4000, 3000));
 /// assert_eq!(run.distance(&run), 0.0);
 /// assert_eq!(run.distance(&RunKey { kv_tokens: 8000, longest: 6000, ..run }), 1.0); // twice as long: one octave
@@ -22,13 +24,19 @@ pub struct RunKey {
 
 impl RunKey {
     /// The key of a batch of these visible lengths.
-    pub fn of(kv_lens: &[u32], num_kv_heads: u32) -> Self {
-        Self {
-            batch: u32::try_from(kv_lens.len()).unwrap_or(u32::MAX),
-            num_kv_heads,
-            kv_tokens: kv_lens.iter().map(|&kv_len| u64::from(kv_len)).sum(),
-            longest: kv_lens.iter().copied().max().unwrap_or(0),
+    pub fn of(visible_lens: impl IntoIterator<Item = u32>, num_kv_heads: u32) -> Self {
+        let mut run = Self { batch: 0, num_kv_heads, kv_tokens: 0, longest: 0 };
+        for visible_len in visible_lens {
+            run.batch = run.batch.saturating_add(1);
+            run.kv_tokens += u64::from(visible_len);
+            run.longest = run.longest.max(visible_len);
         }
+        run
+    }
+
+    /// The key of a step: of each request, the tokens that its mask shows.
+    pub fn of_step(spec: &DecodeSpec, kv_lens: &[u32]) -> Self {
+        Self::of(kv_lens.iter().map(|&kv_len| spec.visible_any(kv_len).len() as u32), spec.num_kv_heads)
     }
 
     /// `[rows of the cache, (request, head) pairs, raggedness]`, each as a logarithm to base 2. Raggedness is the longest

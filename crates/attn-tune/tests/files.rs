@@ -132,7 +132,7 @@ proptest! {
         let tuner = tuner(&String::from_utf8_lossy(&bytes));
         for name in tuner.keys() {
             let chooser = tuner.chooser(*name, shape());
-            let choice = chooser.choose(&attn_tune::RunKey::of(&[tokens], 8)).choice;
+            let choice = chooser.choose(&attn_tune::RunKey::of([tokens], 8)).choice;
             let split = choice.split(attn_plan::SplitPolicy::Throughput, 8, 1);
             prop_assert_eq!(split.check(), Ok(()));
             prop_assert!(8 % choice.heads_per_block == 0);

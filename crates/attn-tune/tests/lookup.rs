@@ -81,12 +81,12 @@ fn distance_is_a_metric_on_what_matters() {
     let ragged = RunKey { longest: 8192, ..a };
     assert_eq!(a.distance(&ragged), 1.0);
     // Empty steps have a place too.
-    assert!(RunKey::of(&[], 8).distance(&a).is_finite());
+    assert!(RunKey::of([], 8).distance(&a).is_finite());
 }
 
 fn run() -> impl Strategy<Value = RunKey> {
     let lens = proptest::collection::vec(prop_oneof![0u32..300, 0u32..1_048_576], 0..40);
-    (lens, 1u32..17).prop_map(|(lens, heads)| RunKey::of(&lens, heads))
+    (lens, 1u32..17).prop_map(|(lens, heads)| RunKey::of(lens, heads))
 }
 
 fn name() -> impl Strategy<Value = &'static str> {

@@ -56,6 +56,7 @@ fn config(offered: bool, tile_len: u32) -> impl Strategy<Value = SplitConfig> {
             tile_len,
             item_overhead,
             min_split_tiles,
+            heads_per_block: 1,
         },
     )
 }

@@ -2,7 +2,7 @@
 
 mod cpu;
 #[cfg(feature = "cuda")]
-mod gpu;
+pub mod gpu;
 mod record;
 mod report;
 

@@ -98,7 +98,8 @@ mod tests {
     #[test]
     fn the_grid_covers_what_it_names_once() {
         let steps = Grid::full().steps();
-        let mut names: Vec<String> = steps.iter().map(|case| format!("{} {:?}", case.name(), case.kv_lens)).collect();
+        let mut names: Vec<String> =
+            steps.iter().map(|case| format!("{} {:?}", case.name(), case.kv_lens)).collect();
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), steps.len());

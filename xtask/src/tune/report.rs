@@ -24,11 +24,7 @@ impl ModelShare {
         let timings = profile.tables.values().flat_map(Table::values).map(|point| point.timing);
         let mut shares: Vec<f64> = timings.map(|timing| timing.us / timing.model_us).collect();
         shares.sort_by(f64::total_cmp);
-        Some(Self {
-            median: *shares.get(shares.len() / 2)?,
-            worst: *shares.first()?,
-            points: shares.len(),
-        })
+        Some(Self { median: *shares.get(shares.len() / 2)?, worst: *shares.first()?, points: shares.len() })
     }
 }
 

@@ -4,14 +4,21 @@
 mod case;
 mod data;
 mod measure;
+mod step;
 mod suites;
 
+pub use case::Case;
+pub use data::{Pool, log_normal_lens};
+pub use measure::Bench;
+pub use step::{DevicePlan, Step, relative_error};
+
 use super::GpuArgs;
-use super::record::{Record, Row, peers, quantiles};
+pub use super::record::quantiles;
+use super::record::{Record, Row, peers};
 use anyhow::{Context, Result};
 use attn_kernels::device::{CudaDevice, Kernels, Stream};
-use case::Case;
-use measure::Bench;
+use attn_plan::SplitConfig;
+use measure::Measured;
 
 /// Runs the suites that were asked for, prints the table or the JSON, keeps the record.
 pub fn run(args: &GpuArgs) -> Result<()> {
@@ -20,7 +27,7 @@ pub fn run(args: &GpuArgs) -> Result<()> {
     let stream = Stream::new(&device)?;
     let suites = suites::named(&args.suite)?;
     let facts = device.facts();
-    let bench = Bench::new(&device, &kernels, &stream, args)?;
+    let bench = Bench::new(&device, &kernels, &stream, args.samples)?;
     let mut record = Record {
         gpu: facts.name.clone(),
         driver: format!("{}.{}", facts.driver_version / 1000, facts.driver_version % 1000 / 10),
@@ -34,8 +41,9 @@ pub fn run(args: &GpuArgs) -> Result<()> {
         // Cases over one pool follow each other, so that a pool is filled once.
         let mut pool = None;
         for case in &cases {
-            let row =
-                bench.case(suite, case, &mut pool).with_context(|| format!("{suite}: {}", case.name()))?;
+            let row = bench
+                .case(suite, case, &mut pool, args)
+                .with_context(|| format!("{suite}: {}", case.name()))?;
             if !args.json {
                 print_row(&row);
             }
@@ -70,10 +78,38 @@ fn print_row(row: &Row) {
 }
 
 impl Bench<'_> {
-    fn case(&self, suite: &'static str, case: &Case, pool: &mut Option<data::Pool>) -> Result<Row> {
+    fn decode(&self, case: &Case, pool: &mut Option<Pool>, args: &GpuArgs) -> Result<Measured> {
+        let mut step = Step::new(self, case, pool)?;
+        let default = step.default_split()?;
+        let split = SplitConfig {
+            item_overhead: args.item_overhead.unwrap_or(default.item_overhead),
+            min_split_tiles: args.min_split_tiles.unwrap_or(default.min_split_tiles),
+            ..default
+        };
+        let plan = step.plan(&split)?;
+        let got = step.run(&plan)?;
+        let relative_error = case
+            .is_checked
+            .then(|| Ok::<_, anyhow::Error>(relative_error(&got, &step.oracle()?)))
+            .transpose()?;
+        let microseconds = step.time(&plan, self.num_samples)?;
+        let copy_only_microseconds = step.time_reader(self.num_samples)?;
+        let text = format!(
+            "{}: {} workers, {} heads a block, {} items, {} partials, {}",
+            split.policy,
+            split.num_workers,
+            plan.heads_per_block,
+            plan.plan.items().len(),
+            plan.plan.num_partials(),
+            step.decoder.instance().key
+        );
+        Ok(Measured { microseconds, copy_only_microseconds, bytes: step.bytes, relative_error, plan: text })
+    }
+
+    fn case(&self, suite: &'static str, case: &Case, pool: &mut Option<Pool>, args: &GpuArgs) -> Result<Row> {
         let measured = match case.append_tokens {
             Some(tokens) => self.append(case, tokens)?,
-            None => self.decode(case, pool)?,
+            None => self.decode(case, pool, args)?,
         };
         let mut samples = measured.microseconds;
         let (microseconds, p10, p90) = quantiles(&mut samples);

@@ -1,15 +1,17 @@
 //! An opened CUDA backend: the cache on the device, plans on their way there, launches.
 
 use super::errors::of_device;
+use super::schedule::{cuda_chooser, cuda_tuner};
 use super::transfer::{Download, Grow, Upload};
-use crate::{BackendId, Descriptor, Error, Executor, Input, Memory, NormalDecode, Output, Stream};
+use crate::{BackendId, Descriptor, Error, Executor, Expect, Input, Memory, NormalDecode, Output, Stream};
 use attn_kernels::DeviceView;
 use attn_kernels::device::{
     AppendArgs, CacheArgs, CacheKernels, CudaDevice, DecodeArgs, Decoder, DeviceBuffer, DeviceError,
     ErrorReport, Kernels, PageRowsArgs, PageTableArgs, PlanArgs, Stream as CudaStream,
 };
 use attn_kernels::key;
-use attn_plan::{DecodeRequest, DecodeSpec, PageRows, SplitPlan, WorkspaceSize};
+use attn_plan::{DecodeRequest, DecodeSpec, PageRows, SplitConfig, SplitPlan, SplitPolicy, WorkspaceSize};
+use attn_tune::{Chooser, Level, RunKey, Tuner};
 use kv_quant::{CacheLayout, LayoutKind, PageCopy, PlaneId};
 use std::sync::Arc;
 
@@ -19,6 +21,13 @@ struct SpecArrays {
     sinks: Option<DeviceBuffer>,
     /// To tell the specs of a descriptor apart; `q_len` does not count.
     spec: DecodeSpec,
+}
+
+/// The kernels for a number of query rows of a kv head.
+struct Variant {
+    num_rows: u32,
+    decoder: Decoder,
+    chooser: Option<Chooser>,
 }
 
 /// The latest plan, on the device (or queued to be).
@@ -40,8 +49,10 @@ pub(super) struct CudaExecutor {
     _owned: Vec<DeviceBuffer>,
     buffers: Vec<DeviceView>,
     arrays: Vec<SpecArrays>,
-    /// By the number of query rows of a kv head.
-    decoders: Vec<(u32, Decoder)>,
+    policy: SplitPolicy,
+    /// Whose profiles choose schedules; none until a session asks for that.
+    tuner: Option<Tuner>,
+    variants: Vec<Variant>,
     planned: Option<Planned>,
     plan_upload: Upload,
     inputs: Upload,
@@ -98,7 +109,9 @@ impl CudaExecutor {
             partial_ml: Grow::new(&device)?,
             report: ErrorReport::new(&device)?,
             planned: None,
-            decoders: Vec::new(),
+            policy: descriptor.split,
+            tuner: None,
+            variants: Vec::new(),
             _owned: owned,
             layout,
             device,
@@ -116,13 +129,15 @@ impl CudaExecutor {
     /// The kernels for a spec, chosen and loaded on first use.
     fn decoder(&mut self, spec: &DecodeSpec) -> Result<usize, DeviceError> {
         let num_rows = spec.gqa_group() * spec.q_len;
-        if let Some(found) = self.decoders.iter().position(|(rows, _)| *rows == num_rows) {
+        if let Some(found) = self.variants.iter().position(|variant| variant.num_rows == num_rows) {
             return Ok(found);
         }
         let cache = CacheArgs { layout: &self.layout, buffers: &self.buffers, pages: None }.params()?;
         let decoder = self.kernels.decoder(&cache, spec, key::Arithmetic::Mma)?;
-        self.decoders.push((num_rows, decoder));
-        Ok(self.decoders.len() - 1)
+        let choose = |tuner: &Tuner| cuda_chooser(tuner, &self.layout, spec, self.policy, &decoder);
+        let chooser = self.tuner.as_ref().map(choose);
+        self.variants.push(Variant { num_rows, decoder, chooser });
+        Ok(self.variants.len() - 1)
     }
 
     fn append_to_slots(&mut self, k: Input<'_>, v: Input<'_>, slots: &[i64]) -> Result<(), DeviceError> {
@@ -163,6 +178,11 @@ impl CudaExecutor {
     fn upload_plan(&mut self, request: &DecodeRequest<'_>, plan: &SplitPlan) -> Result<(), DeviceError> {
         self.planned = None;
         let decoder = self.decoder(request.spec)?;
+        let at_most = plan.config().map_or(1, |config| config.heads_per_block);
+        let heads_per_block = self
+            .variants
+            .get(decoder)
+            .map_or(1, |variant| variant.decoder.heads_per_block(at_most, request.spec.num_kv_heads));
         let same = |arrays: &SpecArrays| {
             arrays.spec.alibi_slopes == request.spec.alibi_slopes && arrays.spec.sinks == request.spec.sinks
         };
@@ -203,8 +223,7 @@ impl CudaExecutor {
             worker_starts,
             request_partials,
             num_workers: plan.worker_starts().len().saturating_sub(1) as u32,
-            // A session plans by one configuration, whatever the step.
-            heads_per_block: 1,
+            heads_per_block,
             has_partials: plan.num_partials() > 0,
         };
         self.planned =
@@ -233,7 +252,7 @@ impl CudaExecutor {
         let out_view = place(&out, &mut self.out)?;
         let lse_view = lse.as_ref().map(|lse| place(lse, &mut self.lse)).transpose()?;
         let planned = self.planned.as_ref().ok_or_else(no_plan)?;
-        let (_, decoder) = self.decoders.get(planned.decoder).ok_or_else(no_plan)?;
+        let Variant { decoder, .. } = self.variants.get(planned.decoder).ok_or_else(no_plan)?;
         let arrays = self.arrays.get(planned.arrays).ok_or_else(no_plan)?;
         let args = DecodeArgs {
             spec: request.spec,
@@ -319,6 +338,27 @@ impl Executor for CudaExecutor {
             }
             of_device(error, &self.layout)
         })
+    }
+
+    fn tune(&mut self, level: Level, _: Option<&Expect>) -> Result<(), Error> {
+        let tuner = cuda_tuner(self.device.facts(), level);
+        for Variant { decoder, chooser, num_rows } in &mut self.variants {
+            let of_spec = |arrays: &&SpecArrays| arrays.spec.gqa_group() * arrays.spec.q_len == *num_rows;
+            *chooser = self
+                .arrays
+                .iter()
+                .find(of_spec)
+                .map(|arrays| cuda_chooser(&tuner, &self.layout, &arrays.spec, self.policy, decoder));
+        }
+        self.tuner = Some(tuner);
+        Ok(())
+    }
+
+    fn split_config(&mut self, spec: &DecodeSpec, kv_lens: &[u32]) -> Option<SplitConfig> {
+        let variant = self.decoder(spec).ok()?;
+        let chooser = self.variants.get(variant)?.chooser.as_ref()?;
+        let decision = chooser.choose(&RunKey::of_step(spec, kv_lens));
+        Some(decision.choice.split(self.policy, spec.num_kv_heads, chooser.shape().row_blocks))
     }
 
     fn plan(&mut self, request: &DecodeRequest<'_>, plan: &SplitPlan) -> Result<(), Error> {

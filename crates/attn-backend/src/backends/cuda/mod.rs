@@ -3,7 +3,10 @@
 
 mod errors;
 mod executor;
+mod schedule;
 mod transfer;
+
+pub use schedule::{cuda_chooser, cuda_tuner};
 
 use crate::{
     Backend, BackendId, Capability, Descriptor, Device, Error, Executor, Isolation, Memory, MemoryKind,
@@ -11,7 +14,7 @@ use crate::{
 };
 use attn_kernels::abi::{PagedCache, Plane};
 use attn_kernels::key::{self, INSTANCES, Instance, KernelKind, KeyMiss, KeyQuery};
-use attn_kernels::{image, probe};
+use attn_kernels::probe;
 use attn_plan::{DecodeSpec, SplitConfig, SplitPlan, SplitPolicy};
 use cpu_reference::Arithmetic;
 use kv_quant::{CacheLayout, FloatType, PlaneId, Side};
@@ -35,14 +38,12 @@ impl Backend for CudaBackend {
 
     fn probe(&self) -> Result<Device, Refusal> {
         let facts = probe::probe(self.ordinal).map_err(|reason| unavailable(&reason))?;
-        let image = image::embedded().map_err(|reason| unavailable(&reason))?;
-        let manifest: Manifest =
-            serde_json::from_str(image.manifest).map_err(|reason| unavailable(&reason))?;
+        let build = schedule::build().map_err(|reason| unavailable(&reason))?;
         let version = facts.driver_version;
         Ok(Device {
             name: facts.name,
             driver: format!("for CUDA {}.{}", version / 1000, version % 1000 / 10),
-            build: manifest.source_hash.chars().take(12).collect(),
+            build,
         })
     }
 
@@ -69,7 +70,7 @@ impl Backend for CudaBackend {
         100
     }
 
-    /// As many workers a kv head as the device holds blocks at once.
+    /// As many workers a kv head as the device holds blocks at once; a session chooses better step by step.
     fn split_config(&self, descriptor: &Descriptor) -> SplitConfig {
         let num_sms = probe::probe(self.ordinal).map_or(1, |facts| facts.num_sms);
         let spec = &descriptor.spec;
@@ -81,13 +82,7 @@ impl Backend for CudaBackend {
             SplitPolicy::BatchInvariant { split_len } => TILE_LEN.min(1 << split_len.trailing_zeros().min(6)),
             _ => TILE_LEN,
         };
-        SplitConfig {
-            policy: descriptor.split,
-            num_workers: blocks.max(1),
-            tile_len,
-            item_overhead: 1,
-            min_split_tiles: 1,
-        }
+        SplitConfig { tile_len, ..SplitConfig::throughput(blocks.max(1)).with_policy(descriptor.split) }
     }
 
     /// f16 operands on the tensor cores, sums in f32 that may be truncated, an approximate base-2 exponential; for
@@ -136,12 +131,6 @@ impl Backend for CudaBackend {
         let executor = executor::CudaExecutor::open(self.ordinal, descriptor, memory, stream);
         Ok(Box::new(executor.map_err(|error| errors::of_device(error, &descriptor.layout))?))
     }
-}
-
-/// What of the image's manifest is asked for.
-#[derive(serde::Deserialize)]
-struct Manifest {
-    source_hash: String,
 }
 
 fn unavailable(reason: &dyn std::fmt::Display) -> Refusal {
