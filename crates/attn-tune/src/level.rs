@@ -28,6 +28,11 @@ impl Level {
         (Self::Force, "force"),
     ];
 
+    /// Whether anything is measured at warm-up.
+    pub fn measures(self) -> bool {
+        matches!(self, Self::Missing | Self::Force)
+    }
+
     /// The level that [`TUNE_VARIABLE`] names, the default if it is not set.
     ///
     /// # Errors

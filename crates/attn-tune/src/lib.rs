@@ -13,6 +13,7 @@
 
 mod choice;
 mod chooser;
+mod date;
 mod key;
 mod level;
 mod model;
@@ -25,6 +26,7 @@ mod warning;
 
 pub use choice::{Choice, HEADS_PER_BLOCK, TILE_LEN};
 pub use chooser::{Chooser, Decision, MAX_DISTANCE, Why};
+pub use date::today;
 pub use key::{LayoutClass, PolicyClass, StaticKey, StaticKeyError};
 pub use level::{Level, LevelError, TUNE_VARIABLE};
 pub use model::{Candidates, CostModel, Machine, Shape};

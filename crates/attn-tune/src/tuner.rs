@@ -34,6 +34,8 @@ pub struct Tuner {
     level: Level,
     model: CostModel,
     tables: BTreeMap<StaticKey, BTreeMap<RunKey, Point>>,
+    /// Of `tables`, what was measured by this process.
+    learned: BTreeMap<StaticKey, BTreeMap<RunKey, Point>>,
     warnings: Vec<Warning>,
 }
 
@@ -74,6 +76,7 @@ impl Tuner {
             level,
             model: CostModel::default(),
             tables: BTreeMap::new(),
+            learned: BTreeMap::new(),
             warnings: Vec::new(),
         };
         if level == Level::Off {
@@ -125,6 +128,33 @@ impl Tuner {
             model: self.model,
             points: points.collect(),
         }
+    }
+
+    /// Takes in a point that was measured here, for choosers made from now on.
+    pub fn learn(&mut self, key: StaticKey, run: RunKey, point: Point) {
+        self.tables.entry(key).or_default().insert(run, point);
+        self.learned.entry(key).or_default().insert(run, point);
+    }
+
+    /// Writes what was learned into the user's profile in `dir`, beside what stands there of this GPU and build, and says
+    /// where; `None` if nothing was learned.
+    ///
+    /// # Errors
+    /// Those of the file system. A file there that is damaged or of other kernels is replaced.
+    pub fn save(&self, dir: &Path, driver: &str, date: &str) -> std::io::Result<Option<PathBuf>> {
+        if self.learned.is_empty() {
+            return Ok(None);
+        }
+        let Machine { device, arch, build, read_gb_per_s, .. } = self.machine.clone();
+        let old = std::fs::read_to_string(dir.join(file_name(&device))).ok();
+        let old = old.and_then(|text| Profile::parse(&text).ok()).map(|(profile, _)| profile);
+        let mut profile = old.filter(|profile| self.mismatch(profile).is_none()).unwrap_or_default();
+        for (key, table) in &self.learned {
+            profile.tables.entry(*key).or_default().extend(table);
+        }
+        let (driver, date) = (driver.to_owned(), date.to_owned());
+        let tables = profile.tables;
+        Profile { device, arch, build, driver, date, read_gb_per_s, tables }.save(dir).map(Some)
     }
 
     /// Keys that were measured.

@@ -112,6 +112,37 @@ fn a_folder_is_read_and_an_unreadable_file_is_a_warning() {
     std::fs::remove_dir_all(&dir).expect("it is ours");
 }
 
+#[test]
+fn what_was_learned_is_kept_beside_what_stood_there() {
+    let dir = std::env::temp_dir().join(format!("kv8-learned-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).expect("a folder");
+    let file = dir.join(file_name("A GPU"));
+    std::fs::write(&file, PROFILE).expect("a file");
+    let mut tuner = Tuner::new(machine(), Level::Missing, Some(&dir));
+    assert_eq!(tuner.save(&dir, "13.1", "2026-12-01").expect("nothing to write"), None);
+    let name = key("d64 k32 v32 f16 gqa7 q1 records-paged throughput");
+    let (run, point) = Profile::parse(PROFILE)
+        .expect("a good profile")
+        .0
+        .tables
+        .into_values()
+        .flatten()
+        .next()
+        .expect("a point");
+    tuner.learn(name, run, point);
+    assert_eq!(tuner.chooser(name, shape()).points(), [(run, point)]);
+    assert_eq!(tuner.save(&dir, "13.1", "2026-12-01").expect("written"), Some(file.clone()));
+    let (kept, left_out) = Profile::parse(&std::fs::read_to_string(&file).expect("a file")).expect("good");
+    assert!(left_out.is_empty());
+    assert_eq!((kept.tables.len(), kept.date.as_str()), (4, "2026-12-01"));
+    // Of other kernels: replaced, not mixed.
+    std::fs::write(&file, PROFILE.replace("0123456789ab", "ba9876543210")).expect("a file");
+    tuner.save(&dir, "13.1", "2026-12-01").expect("written");
+    let text = std::fs::read_to_string(&file).expect("a file");
+    assert_eq!(Profile::parse(&text).expect("good").0.tables.len(), 1);
+    std::fs::remove_dir_all(&dir).expect("it is ours");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 

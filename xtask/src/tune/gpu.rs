@@ -142,7 +142,7 @@ fn begin(args: &Args, bench: &Bench<'_>, file: &Path) -> Result<Profile> {
         arch: machine.arch.clone(),
         build: machine.build.clone(),
         driver: format!("CUDA {}.{}", facts.driver_version / 1000, facts.driver_version % 1000 / 10),
-        date: crate::workspace::today(),
+        date: attn_tune::today(),
         read_gb_per_s: bench.read_gb_per_s,
         ..Profile::default()
     };

@@ -16,18 +16,18 @@ use kv_quant::{CacheLayout, LayoutKind, PageCopy, PlaneId};
 use std::sync::Arc;
 
 /// Arrays of one spec, on the device for good.
-struct SpecArrays {
+pub(super) struct SpecArrays {
     alibi_slopes: Option<DeviceBuffer>,
     sinks: Option<DeviceBuffer>,
     /// To tell the specs of a descriptor apart; `q_len` does not count.
-    spec: DecodeSpec,
+    pub spec: DecodeSpec,
 }
 
 /// The kernels for a number of query rows of a kv head.
-struct Variant {
+pub(super) struct Variant {
     num_rows: u32,
     decoder: Decoder,
-    chooser: Option<Chooser>,
+    pub chooser: Option<Chooser>,
 }
 
 /// The latest plan, on the device (or queued to be).
@@ -40,19 +40,19 @@ struct Planned {
 }
 
 pub(super) struct CudaExecutor {
-    layout: CacheLayout,
-    device: CudaDevice,
-    stream: Arc<CudaStream>,
+    pub(super) layout: CacheLayout,
+    pub(super) device: CudaDevice,
+    pub(super) stream: Arc<CudaStream>,
     kernels: Kernels,
     cache_kernels: CacheKernels,
     /// Keeps owned memory alive; the views below name it.
     _owned: Vec<DeviceBuffer>,
     buffers: Vec<DeviceView>,
-    arrays: Vec<SpecArrays>,
-    policy: SplitPolicy,
+    pub(super) arrays: Vec<SpecArrays>,
+    pub(super) policy: SplitPolicy,
     /// Whose profiles choose schedules; none until a session asks for that.
     tuner: Option<Tuner>,
-    variants: Vec<Variant>,
+    pub(super) variants: Vec<Variant>,
     planned: Option<Planned>,
     plan_upload: Upload,
     inputs: Upload,
@@ -60,7 +60,7 @@ pub(super) struct CudaExecutor {
     lse: Download,
     partial_o: Grow,
     partial_ml: Grow,
-    report: ErrorReport,
+    pub(super) report: ErrorReport,
 }
 
 impl CudaExecutor {
@@ -126,8 +126,20 @@ impl CudaExecutor {
         Ok(executor)
     }
 
+    /// Renews the look-ups of all kernels that are loaded.
+    fn choose_by(&mut self, tuner: &Tuner) {
+        for Variant { decoder, chooser, num_rows } in &mut self.variants {
+            let of_spec = |arrays: &&SpecArrays| arrays.spec.gqa_group() * arrays.spec.q_len == *num_rows;
+            *chooser = self
+                .arrays
+                .iter()
+                .find(of_spec)
+                .map(|arrays| cuda_chooser(tuner, &self.layout, &arrays.spec, self.policy, decoder));
+        }
+    }
+
     /// The kernels for a spec, chosen and loaded on first use.
-    fn decoder(&mut self, spec: &DecodeSpec) -> Result<usize, DeviceError> {
+    pub(super) fn decoder(&mut self, spec: &DecodeSpec) -> Result<usize, DeviceError> {
         let num_rows = spec.gqa_group() * spec.q_len;
         if let Some(found) = self.variants.iter().position(|variant| variant.num_rows == num_rows) {
             return Ok(found);
@@ -175,7 +187,11 @@ impl CudaExecutor {
         if is_host { report.take(stream) } else { Ok(()) }
     }
 
-    fn upload_plan(&mut self, request: &DecodeRequest<'_>, plan: &SplitPlan) -> Result<(), DeviceError> {
+    pub(super) fn upload_plan(
+        &mut self,
+        request: &DecodeRequest<'_>,
+        plan: &SplitPlan,
+    ) -> Result<(), DeviceError> {
         self.planned = None;
         let decoder = self.decoder(request.spec)?;
         let at_most = plan.config().map_or(1, |config| config.heads_per_block);
@@ -232,7 +248,6 @@ impl CudaExecutor {
     }
 
     fn run(&mut self, step: NormalDecode<'_>) -> Result<(), DeviceError> {
-        let no_plan = || DeviceError::Launch { what: "there is no plan".to_owned() };
         let stream = Arc::clone(&self.stream);
         let NormalDecode { request, q, mut out, mut lse, .. } = step;
         let q = match q {
@@ -251,25 +266,7 @@ impl CudaExecutor {
         };
         let out_view = place(&out, &mut self.out)?;
         let lse_view = lse.as_ref().map(|lse| place(lse, &mut self.lse)).transpose()?;
-        let planned = self.planned.as_ref().ok_or_else(no_plan)?;
-        let Variant { decoder, .. } = self.variants.get(planned.decoder).ok_or_else(no_plan)?;
-        let arrays = self.arrays.get(planned.arrays).ok_or_else(no_plan)?;
-        let args = DecodeArgs {
-            spec: request.spec,
-            cache: CacheArgs { layout: &self.layout, buffers: &self.buffers, pages: Some(planned.pages) },
-            batch: request.batch() as u32,
-            q,
-            out: out_view,
-            lse: lse_view,
-            kv_lens: planned.kv_lens,
-            plan: planned.args,
-            partial_o: self.partial_o.view(),
-            partial_ml: self.partial_ml.view(),
-            alibi_slopes: arrays.alibi_slopes.as_ref().map(DeviceBuffer::view),
-            sinks: arrays.sinks.as_ref().map(DeviceBuffer::view),
-            error: self.report.view(),
-        };
-        decoder.run(&args, &stream)?;
+        self.launch(&request, q, out_view, lse_view)?;
         let Output::Host(out) = &mut out else { return Ok(()) };
         let out = out.as_bytes_mut();
         self.out.queue(out.len(), &stream)?;
@@ -282,6 +279,36 @@ impl CudaExecutor {
         out.copy_from_slice(self.out.bytes(out.len()));
         lse.copy_from_slice(self.lse.bytes(lse.len()));
         Ok(())
+    }
+
+    /// Queues the planned step on arrays of the device.
+    pub(super) fn launch(
+        &self,
+        request: &DecodeRequest<'_>,
+        q: DeviceView,
+        out: DeviceView,
+        lse: Option<DeviceView>,
+    ) -> Result<(), DeviceError> {
+        let no_plan = || DeviceError::Launch { what: "there is no plan".to_owned() };
+        let planned = self.planned.as_ref().ok_or_else(no_plan)?;
+        let Variant { decoder, .. } = self.variants.get(planned.decoder).ok_or_else(no_plan)?;
+        let arrays = self.arrays.get(planned.arrays).ok_or_else(no_plan)?;
+        let args = DecodeArgs {
+            spec: request.spec,
+            cache: CacheArgs { layout: &self.layout, buffers: &self.buffers, pages: Some(planned.pages) },
+            batch: request.batch() as u32,
+            q,
+            out,
+            lse,
+            kv_lens: planned.kv_lens,
+            plan: planned.args,
+            partial_o: self.partial_o.view(),
+            partial_ml: self.partial_ml.view(),
+            alibi_slopes: arrays.alibi_slopes.as_ref().map(DeviceBuffer::view),
+            sinks: arrays.sinks.as_ref().map(DeviceBuffer::view),
+            error: self.report.view(),
+        };
+        decoder.run(&args, &self.stream)
     }
 
     fn copy(&self, copy: &PageCopy) -> Result<(), DeviceError> {
@@ -340,15 +367,15 @@ impl Executor for CudaExecutor {
         })
     }
 
-    fn tune(&mut self, level: Level, _: Option<&Expect>) -> Result<(), Error> {
-        let tuner = cuda_tuner(self.device.facts(), level);
-        for Variant { decoder, chooser, num_rows } in &mut self.variants {
-            let of_spec = |arrays: &&SpecArrays| arrays.spec.gqa_group() * arrays.spec.q_len == *num_rows;
-            *chooser = self
-                .arrays
-                .iter()
-                .find(of_spec)
-                .map(|arrays| cuda_chooser(&tuner, &self.layout, &arrays.spec, self.policy, decoder));
+    fn tune(&mut self, level: Level, expect: Option<&Expect>) -> Result<(), Error> {
+        let mut tuner = cuda_tuner(self.device.facts(), level);
+        self.choose_by(&tuner);
+        if level.measures()
+            && let Some(expect) = expect
+        {
+            let measured = self.warm_up(&mut tuner, expect);
+            measured.map_err(|error| of_device(error, &self.layout))?;
+            self.choose_by(&tuner);
         }
         self.tuner = Some(tuner);
         Ok(())

@@ -5,6 +5,7 @@ mod errors;
 mod executor;
 mod schedule;
 mod transfer;
+mod warm_up;
 
 pub use schedule::{cuda_chooser, cuda_tuner};
 
