@@ -1,5 +1,6 @@
 //! An opened CUDA backend: the cache on the device, plans on their way there, launches.
 
+use super::CudaBackend;
 use super::errors::of_device;
 use super::transfer::{Download, Grow, Upload};
 use crate::{BackendId, Descriptor, Error, Executor, Input, Memory, NormalDecode, Output, Stream};
@@ -32,6 +33,7 @@ struct Planned {
 
 pub(super) struct CudaExecutor {
     layout: CacheLayout,
+    arithmetic: key::Arithmetic,
     device: CudaDevice,
     stream: Arc<CudaStream>,
     kernels: Kernels,
@@ -54,12 +56,12 @@ pub(super) struct CudaExecutor {
 
 impl CudaExecutor {
     pub(super) fn open(
-        ordinal: u32,
+        backend: CudaBackend,
         descriptor: &Descriptor,
         memory: Memory<'_>,
         stream: Option<Stream>,
     ) -> Result<Self, DeviceError> {
-        let device = CudaDevice::open(ordinal)?;
+        let device = CudaDevice::open(backend.ordinal)?;
         let stream = match stream {
             None => Arc::new(CudaStream::new(&device)?),
             Some(stream) => stream.downcast::<CudaStream>().ok_or_else(|| DeviceError::Launch {
@@ -100,6 +102,7 @@ impl CudaExecutor {
             planned: None,
             decoders: Vec::new(),
             _owned: owned,
+            arithmetic: backend.arithmetic,
             layout,
             device,
             stream,
@@ -120,7 +123,7 @@ impl CudaExecutor {
             return Ok(found);
         }
         let cache = CacheArgs { layout: &self.layout, buffers: &self.buffers, pages: None }.params()?;
-        let decoder = self.kernels.decoder(&cache, spec, key::Arithmetic::Mma)?;
+        let decoder = self.kernels.decoder(&cache, spec, self.arithmetic)?;
         self.decoders.push((num_rows, decoder));
         Ok(self.decoders.len() - 1)
     }
