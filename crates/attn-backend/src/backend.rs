@@ -67,6 +67,12 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// The error model of its arithmetic for a step: what its results are judged by.
     fn arithmetic(&self, spec: &DecodeSpec, plan: &SplitPlan) -> Arithmetic;
 
+    /// The code that would run the descriptor's first spec, where there are several: a kernel's symbol, say. For reports.
+    fn variant(&self, descriptor: &Descriptor) -> Option<String> {
+        let _ = descriptor;
+        None
+    }
+
     /// Where its trial should run by default.
     fn isolation(&self) -> Isolation {
         Isolation::Thread

@@ -69,6 +69,12 @@ fn batches(tile_len: u32) -> impl Strategy<Value = Vec<u32>> {
     ]
 }
 
+/// The oracle's multiplications of a case at most. Most cases are small, so that there can be many; some have long
+/// requests of many heads.
+fn budget() -> impl Strategy<Value = u64> {
+    prop_oneof![10 => Just(100_000u64), 5 => Just(500_000), 1 => Just(4_000_000)]
+}
+
 /// Cases within a profile.
 pub fn cases(profile: &Profile) -> impl Strategy<Value = Case> + use<> {
     let profile = profile.clone();
@@ -97,8 +103,8 @@ pub fn cases(profile: &Profile) -> impl Strategy<Value = Case> + use<> {
         (select(FloatType::ALL.to_vec()), select(profile.q_types.clone()), select(profile.out_types.clone()));
     let rows = (select(vec![Rows::Padded, Rows::Scattered]), prop::bool::weighted(0.2));
     let split = config(invariant, tile_len);
-    (format, cache, heads, batches(tile_len), mask, types, rows, split, data(), any::<u64>()).prop_map(
-        move |(format, cache, heads, kv_lens, mask, types, rows, config, data, seed)| {
+    (format, cache, heads, batches(tile_len), mask, types, rows, split, data(), (any::<u64>(), budget()))
+        .prop_map(move |(format, cache, heads, kv_lens, mask, types, rows, config, data, (seed, budget))| {
             let (head_dim, k_index, v_index, scale_type) = format;
             let groups = profile.groups_of(head_dim);
             let (k_group_len, mut v_group_len) = (*k_index.get(&groups), *v_index.get(&groups));
@@ -137,8 +143,7 @@ pub fn cases(profile: &Profile) -> impl Strategy<Value = Case> + use<> {
                 data,
                 seed,
             };
-            profile.fit(&mut case);
+            profile.fit(&mut case, budget);
             case
-        },
-    )
+        })
 }

@@ -1,5 +1,6 @@
 //! An opened CUDA backend: the cache on the device, plans on their way there, launches.
 
+use super::CudaBackend;
 use super::errors::of_device;
 use super::schedule::{cuda_chooser, cuda_tuner};
 use super::transfer::{Download, Grow, Upload};
@@ -41,6 +42,7 @@ struct Planned {
 
 pub(super) struct CudaExecutor {
     pub(super) layout: CacheLayout,
+    arithmetic: key::Arithmetic,
     pub(super) device: CudaDevice,
     pub(super) stream: Arc<CudaStream>,
     kernels: Kernels,
@@ -65,12 +67,12 @@ pub(super) struct CudaExecutor {
 
 impl CudaExecutor {
     pub(super) fn open(
-        ordinal: u32,
+        backend: CudaBackend,
         descriptor: &Descriptor,
         memory: Memory<'_>,
         stream: Option<Stream>,
     ) -> Result<Self, DeviceError> {
-        let device = CudaDevice::open(ordinal)?;
+        let device = CudaDevice::open(backend.ordinal)?;
         let stream = match stream {
             None => Arc::new(CudaStream::new(&device)?),
             Some(stream) => stream.downcast::<CudaStream>().ok_or_else(|| DeviceError::Launch {
@@ -113,6 +115,7 @@ impl CudaExecutor {
             tuner: None,
             variants: Vec::new(),
             _owned: owned,
+            arithmetic: backend.arithmetic,
             layout,
             device,
             stream,
@@ -145,7 +148,7 @@ impl CudaExecutor {
             return Ok(found);
         }
         let cache = CacheArgs { layout: &self.layout, buffers: &self.buffers, pages: None }.params()?;
-        let decoder = self.kernels.decoder(&cache, spec, key::Arithmetic::Mma)?;
+        let decoder = self.kernels.decoder(&cache, spec, self.arithmetic)?;
         let choose = |tuner: &Tuner| cuda_chooser(tuner, &self.layout, spec, self.policy, &decoder);
         let chooser = self.tuner.as_ref().map(choose);
         self.variants.push(Variant { num_rows, decoder, chooser });
