@@ -19,7 +19,7 @@ pub struct Args {
     /// Packages whose tests are taken; may be given several times [default: all]
     #[arg(short, long, value_name = "NAME")]
     package: Vec<String>,
-    /// Leave out the programs (`xtask` with its demo and benches, `kv8-validate`); tests alone
+    /// Leave out the programs (`xtask` with its demo and benches, `kv8-validate`, `smollm2`); tests alone
     #[arg(long)]
     tests_only: bool,
 }
@@ -52,8 +52,8 @@ pub fn run(args: &Args) -> Result<()> {
     let tools = if args.tests_only {
         Vec::new()
     } else {
-        println!("building xtask and kv8-validate with feature cuda");
-        let packages = ["-p", "xtask", "-p", "attn-backend", "--bins"].map(str::to_owned);
+        println!("building xtask, kv8-validate and smollm2 with feature cuda");
+        let packages = ["-p", "xtask", "-p", "attn-backend", "-p", "smollm2", "--bins"].map(str::to_owned);
         build(&root, &["build", "--release", "--features", "cuda"], &packages, false)?
     };
     ensure!(!tests.is_empty(), "cargo built no tests");

@@ -33,6 +33,8 @@ enum Command {
     Accuracy(smollm2::Args),
     /// Recommend group lengths, and layers to leave unquantized, from a model's K and V
     Advise(smollm2::Args),
+    /// Hold backends and instruction sets to the bound on the steps of a language model's decode
+    Agree(smollm2::Args),
     /// Measure the kernels against the machine and the peers
     Bench(bench::Args),
     /// Collect tests and tools built with feature cuda into a folder for a GPU machine
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Accuracy(args) => smollm2::run("accuracy", &args),
         Command::Advise(args) => smollm2::run("advise", &args),
+        Command::Agree(args) => smollm2::run("agree", &args),
         Command::Bench(args) => bench::run(&args),
         Command::Bundle(args) => bundle::run(&args),
         Command::Ci(args) => ci::run(&args),

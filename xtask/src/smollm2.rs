@@ -1,4 +1,4 @@
-//! `generate`, `accuracy`, `advise`: commands of `examples/smollm2`, a package of its own so that nothing else waits for
+//! `generate`, `accuracy`, `advise`, `agree`: commands of `examples/smollm2`, a package of its own so that nothing else waits for
 //! its dependencies to compile.
 
 use crate::workspace;

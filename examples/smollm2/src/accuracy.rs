@@ -9,6 +9,7 @@ use attn_backend::BackendId;
 use kv_quant::{FloatType, KeyOffset, LayoutKind, ScaleType};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What happens around an INT8 cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,6 +39,8 @@ pub enum Variant {
         scale_type: ScaleType,
         /// Rule.
         rounding: Rounding,
+        /// Whether q and K are rotated first.
+        is_rotated: bool,
     },
 }
 
@@ -62,11 +65,13 @@ impl Variant {
                 };
                 [format.to_owned(), groups, scale_type.to_string(), "half-even".to_owned()]
             }
-            Variant::Rounded { k_group_len, v_group_len, scale_type, rounding } => {
-                let format = match (k_group_len, v_group_len) {
-                    (Some(_), None) => "int8, K only",
-                    (None, Some(_)) => "int8, V only",
-                    _ => "int8",
+            Variant::Rounded { k_group_len, v_group_len, scale_type, rounding, is_rotated } => {
+                let format = match (k_group_len, v_group_len, is_rotated) {
+                    (Some(_), None, false) => "int8, K only",
+                    (Some(_), None, true) => "int8, K only, rotated",
+                    (None, Some(_), _) => "int8, V only",
+                    (_, _, false) => "int8",
+                    (_, _, true) => "int8, K rotated",
                 };
                 let group_len = k_group_len.or(*v_group_len).unwrap_or(0);
                 let rounding = match rounding {
@@ -75,6 +80,16 @@ impl Variant {
                 };
                 [format.to_owned(), group_len.to_string(), scale_type.to_string(), rounding.to_owned()]
             }
+        }
+    }
+
+    /// Whether q and K are rotated.
+    pub fn is_rotated(&self) -> bool {
+        match self {
+            Variant::Cache(_, smoothing) => {
+                matches!(smoothing, Smoothing::Rotation | Smoothing::OffsetRotation)
+            }
+            Variant::Rounded { is_rotated, .. } => *is_rotated,
         }
     }
 
@@ -87,35 +102,61 @@ impl Variant {
 /// Group lengths that divide a head of 64.
 pub const GROUP_LENS: [u32; 4] = [8, 16, 32, 64];
 
+fn int8(group_len: u32, scale_type: ScaleType, smoothing: Smoothing) -> Variant {
+    Variant::Cache(CacheKind::int8(group_len, scale_type), smoothing)
+}
+
+fn truncated(group_len: u32, scale_type: ScaleType, is_rotated: bool) -> Variant {
+    let (k_group_len, v_group_len) = (Some(group_len), Some(group_len));
+    Variant::Rounded { k_group_len, v_group_len, scale_type, rounding: Rounding::TowardZero, is_rotated }
+}
+
 /// Four rows for a quick look.
-pub fn quick_variants() -> Vec<Variant> {
-    let int8 = |group_len| Variant::Cache(CacheKind::int8(group_len, ScaleType::F16), Smoothing::None);
-    vec![int8(8), int8(32), int8(64), truncated(8, ScaleType::F16)]
-}
-
-fn truncated(group_len: u32, scale_type: ScaleType) -> Variant {
-    let group = Some(group_len);
-    Variant::Rounded { k_group_len: group, v_group_len: group, scale_type, rounding: Rounding::TowardZero }
-}
-
-/// Everything.
-pub fn all_variants() -> Vec<Variant> {
-    let mut variants = vec![Variant::Cache(CacheKind::Float(FloatType::F16), Smoothing::None)];
-    for group_len in GROUP_LENS {
-        for scale_type in ScaleType::ALL {
-            variants.push(Variant::Cache(CacheKind::int8(group_len, scale_type), Smoothing::None));
-            variants.push(truncated(group_len, scale_type));
-        }
-        for (k_group_len, v_group_len) in [(Some(group_len), None), (None, Some(group_len))] {
-            let (scale_type, rounding) = (ScaleType::F16, Rounding::HalfEven);
-            variants.push(Variant::Rounded { k_group_len, v_group_len, scale_type, rounding });
+pub fn quick_variants(rotates_keys: bool) -> Vec<Variant> {
+    let f16 = ScaleType::F16;
+    match rotates_keys {
+        true => [8, 64]
+            .into_iter()
+            .flat_map(|len| [int8(len, f16, Smoothing::Rotation), int8(len, f16, Smoothing::None)])
+            .collect(),
+        false => {
+            let plain = [8, 32, 64].map(|len| int8(len, f16, Smoothing::None));
+            plain.into_iter().chain([truncated(8, f16, false)]).collect()
         }
     }
-    for group_len in [8, 32, 64] {
-        for smoothing in [Smoothing::KeyOffset, Smoothing::Rotation, Smoothing::OffsetRotation] {
-            variants.push(Variant::Cache(CacheKind::int8(group_len, ScaleType::F16), smoothing));
+}
+
+/// Everything, in the order of importance: a run may be cut short.
+pub fn all_variants(rotates_keys: bool) -> Vec<Variant> {
+    let f16 = ScaleType::F16;
+    let mut variants = Vec::new();
+    for smoothing in [Smoothing::Rotation, Smoothing::None] {
+        variants.extend(GROUP_LENS.map(|len| int8(len, f16, smoothing)));
+    }
+    variants.extend(GROUP_LENS.map(|len| truncated(len, f16, false)));
+    for is_k in [true, false] {
+        variants.extend(GROUP_LENS.map(|len| Variant::Rounded {
+            k_group_len: is_k.then_some(len),
+            v_group_len: (!is_k).then_some(len),
+            scale_type: f16,
+            rounding: Rounding::HalfEven,
+            is_rotated: false,
+        }));
+    }
+    variants.push(Variant::Cache(CacheKind::Float(FloatType::F16), Smoothing::None));
+    for smoothing in [Smoothing::Rotation, Smoothing::None] {
+        for scale_type in [ScaleType::Bf16, ScaleType::F32] {
+            variants.extend(GROUP_LENS.map(|len| int8(len, scale_type, smoothing)));
         }
     }
+    for scale_type in [ScaleType::Bf16, ScaleType::F32] {
+        variants.extend(GROUP_LENS.map(|len| truncated(len, scale_type, false)));
+    }
+    variants.extend(GROUP_LENS.map(|len| truncated(len, f16, true)));
+    for smoothing in [Smoothing::OffsetRotation, Smoothing::KeyOffset] {
+        variants.extend([8, 32, 64].map(|len| int8(len, f16, smoothing)));
+    }
+    variants.retain(|variant| rotates_keys || !variant.is_rotated());
     variants
 }
 
@@ -151,11 +192,14 @@ impl Calibration {
 /// q, K and V of every layer over `tokens`.
 pub fn record(model: &Model, tokens: &[u32]) -> Result<Vec<Recorded>> {
     let mut cache = open(model.config(), CacheKind::Float(FloatType::F32), tokens.len(), None)?;
-    let record = Record::default();
-    let layers = std::rc::Rc::clone(&record.layers);
-    cache.transform = Some(Box::new(record));
+    let (sender, receiver) = std::sync::mpsc::channel();
+    cache.transforms.push(Box::new(Record { sender }));
     hidden(model, &mut cache, tokens)?;
-    Ok(layers.take())
+    let mut layers = vec![Recorded::default(); model.config().num_layers];
+    for (layer, chunk) in receiver.try_iter() {
+        layers.get_mut(layer).context("no such layer")?.extend(chunk);
+    }
+    Ok(layers)
 }
 
 /// A cache of one format for `num_tokens` tokens; an unquantized one lies on the host whatever `backend` says.
@@ -202,10 +246,38 @@ pub struct Window {
     pub tokens: Vec<u32>,
 }
 
-/// Variants of a window that are scored together: the reference's logits are made once for them.
-const SCORED_TOGETHER: usize = 6;
+/// Variants that are scored together: the reference's logits are made once for them.
+const SCORED_TOGETHER: usize = 8;
+/// Passes that run at a time: the products of one fill the processors while the other does what is not parallel.
+const LANES: usize = 2;
 
-/// Measures what `state` lacks. `step` is called after each variant of each window, `save` whenever scores came in.
+/// Caches that passes go through one after another.
+struct Lane<'a> {
+    model: &'a Model,
+    longest: usize,
+    backend: Option<BackendId>,
+    caches: Vec<(CacheKind, ModelCache<'static>)>,
+}
+
+impl Lane<'_> {
+    fn pass(
+        &mut self,
+        kind: CacheKind,
+        transforms: Vec<Box<dyn Transform>>,
+        tokens: &[u32],
+    ) -> Result<Vec<f32>> {
+        if !self.caches.iter().any(|(k, _)| *k == kind) {
+            let cache = open(self.model.config(), kind, self.longest, self.backend.clone())?;
+            self.caches.push((kind, cache));
+        }
+        let (_, cache) = self.caches.iter_mut().find(|(k, _)| *k == kind).context("just opened")?;
+        cache.transforms = transforms;
+        hidden(self.model, cache, tokens)
+    }
+}
+
+/// Measures what `state` lacks, variants in the order given. `step` is called after each variant of each window, `save`
+/// whenever scores came in.
 pub fn measure(
     model: &Model,
     calibration: &Calibration,
@@ -213,36 +285,30 @@ pub fn measure(
     variants: &[Variant],
     backend: Option<BackendId>,
     state: &mut State,
-    mut step: impl FnMut(),
+    step: impl Fn() + Sync,
     mut save: impl FnMut(&State) -> Result<()>,
 ) -> Result<()> {
     let longest = windows.iter().map(|w| w.tokens.len()).max().unwrap_or(0);
-    let config = model.config();
-    let mut caches: Vec<(CacheKind, ModelCache<'static>)> = Vec::new();
-    for window in windows {
-        let key = |variant: &Variant| format!("{}/{}", window.key, variant.key());
-        let missing: Vec<_> = variants.iter().filter(|v| !state.scores.contains_key(&key(v))).collect();
-        if missing.is_empty() {
-            continue;
-        }
-        let mut run = |kind: CacheKind, transform: Option<Box<dyn Transform>>| -> Result<Vec<f32>> {
-            if !caches.iter().any(|(k, _)| *k == kind) {
-                caches.push((kind, open(config, kind, longest, backend.clone())?));
+    let f32_cache = CacheKind::Float(FloatType::F32);
+    let mut references: Vec<Option<Reference>> = windows.iter().map(|_| None).collect();
+    for together in variants.chunks(SCORED_TOGETHER) {
+        let lane = || Lane { model, longest, backend: backend.clone(), caches: Vec::new() };
+        let mut lanes: [Lane<'_>; LANES] = std::array::from_fn(|_| lane());
+        for (window, reference) in windows.iter().zip(&mut references) {
+            let key = |variant: &Variant| format!("{}/{}", window.key, variant.key());
+            let missing: Vec<_> = together.iter().filter(|v| !state.scores.contains_key(&key(v))).collect();
+            if missing.is_empty() {
+                continue;
             }
-            let (_, cache) = caches.iter_mut().find(|(k, _)| *k == kind).context("just opened")?;
-            cache.transform = transform;
-            hidden(model, cache, &window.tokens)
-        };
-        let reference = Reference::new(run(CacheKind::Float(FloatType::F32), None)?);
-        for together in missing.chunks(SCORED_TOGETHER) {
-            let mut rows = Vec::with_capacity(together.len());
-            for variant in together {
-                let (kind, transform) = around(variant, calibration, config);
-                rows.push(run(kind, transform)?);
-                step();
-            }
+            let reference = match (reference, &mut lanes) {
+                (Some(reference), _) => reference,
+                (none, [lane, ..]) => {
+                    none.insert(Reference::new(lane.pass(f32_cache, Vec::new(), &window.tokens)?))
+                }
+            };
+            let rows = passes(&mut lanes, &missing, calibration, &window.tokens, &step)?;
             let scores = reference.score(model, &window.tokens, &rows)?;
-            for (variant, score) in together.iter().zip(scores) {
+            for (variant, score) in missing.iter().zip(scores) {
                 state.scores.insert(key(variant), score);
             }
             save(state)?;
@@ -251,27 +317,97 @@ pub fn measure(
     Ok(())
 }
 
-/// The cache of a variant and what is done around it.
+/// Hidden rows of a window under each of `variants`.
+fn passes(
+    lanes: &mut [Lane<'_>],
+    variants: &[&Variant],
+    calibration: &Calibration,
+    tokens: &[u32],
+    step: &(impl Fn() + Sync),
+) -> Result<Vec<Vec<f32>>> {
+    let (num_lanes, next) = (lanes.len(), AtomicUsize::new(0));
+    let mut rows = vec![Vec::new(); variants.len()];
+    let work = |lane: &mut Lane<'_>| -> Result<Vec<(usize, Vec<f32>)>> {
+        let mut done = Vec::with_capacity(variants.len() / num_lanes + 1);
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(variant) = variants.get(i) else { return Ok(done) };
+            let (kind, transforms) = around(variant, calibration, lane.model.config());
+            done.push((i, lane.pass(kind, transforms, tokens)?));
+            step();
+        }
+    };
+    let of_lanes = std::thread::scope(|scope| {
+        let threads: Vec<_> = lanes.iter_mut().map(|lane| scope.spawn(|| work(lane))).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().map(join).collect::<Result<Vec<_>>>()
+    })?;
+    for (i, hidden) in of_lanes.into_iter().flatten() {
+        if let Some(row) = rows.get_mut(i) {
+            *row = hidden;
+        }
+    }
+    Ok(rows)
+}
+
+/// The cache of a variant and what is done before it.
 fn around(
     variant: &Variant,
     calibration: &Calibration,
     config: &Config,
-) -> (CacheKind, Option<Box<dyn Transform>>) {
+) -> (CacheKind, Vec<Box<dyn Transform>>) {
+    let mut transforms: Vec<Box<dyn Transform>> = Vec::new();
+    let smoothing = match variant {
+        Variant::Cache(_, smoothing) => *smoothing,
+        Variant::Rounded { is_rotated: true, .. } => Smoothing::Rotation,
+        Variant::Rounded { is_rotated: false, .. } => Smoothing::None,
+    };
+    if smoothing != Smoothing::None {
+        let has_offset = matches!(smoothing, Smoothing::KeyOffset | Smoothing::OffsetRotation);
+        let offsets = if has_offset { calibration.offsets.clone() } else { Vec::new() };
+        let rotate = variant.is_rotated();
+        transforms.push(Box::new(SmoothKeys { offsets, rotate, head_dim: config.head_dim }));
+    }
     match *variant {
-        Variant::Cache(kind, Smoothing::None) => (kind, None),
-        Variant::Cache(kind, smoothing) => {
-            let offsets = match smoothing {
-                Smoothing::Rotation => Vec::new(),
-                _ => calibration.offsets.clone(),
-            };
-            let rotate = smoothing != Smoothing::KeyOffset;
-            (kind, Some(Box::new(SmoothKeys { offsets, rotate, head_dim: config.head_dim })))
-        }
-        Variant::Rounded { k_group_len, v_group_len, scale_type, rounding } => {
+        Variant::Cache(kind, _) => (kind, transforms),
+        Variant::Rounded { k_group_len, v_group_len, scale_type, rounding, .. } => {
             let len = |group_len: Option<u32>| group_len.map(|len| len as usize);
             let (k_group_len, v_group_len) = (len(k_group_len), len(v_group_len));
-            let fake = FakeQuant { k_group_len, v_group_len, scale_type, rounding };
-            (CacheKind::Float(FloatType::F32), Some(Box::new(fake)))
+            transforms.push(Box::new(FakeQuant { k_group_len, v_group_len, scale_type, rounding }));
+            (CacheKind::Float(FloatType::F32), transforms)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn rows_have_names_of_their_own_and_cover_what_is_compared() {
+        let all = all_variants(true);
+        let keys: BTreeSet<String> = all.iter().map(Variant::key).collect();
+        assert_eq!(keys.len(), all.len());
+        for group_len in GROUP_LENS {
+            for scale_type in ScaleType::ALL {
+                for format in ["int8", "int8, K rotated"] {
+                    assert!(keys.contains(&format!("{format}/{group_len}/{scale_type}/half-even")));
+                }
+                assert!(keys.contains(&format!("int8/{group_len}/{scale_type}/toward zero")));
+            }
+            for side in ["K", "V"] {
+                assert!(keys.contains(&format!("int8, {side} only/{group_len}/f16/half-even")));
+            }
+        }
+        assert!(all_variants(false).iter().all(|variant| !variant.key().contains("rotated")));
+        for rotates_keys in [true, false] {
+            let quick = quick_variants(rotates_keys);
+            assert_eq!(quick.len(), 4);
+            assert_eq!(quick.iter().any(Variant::is_rotated), rotates_keys);
+            assert!(quick.iter().any(|variant| !variant.is_rotated()));
         }
     }
 }

@@ -68,7 +68,7 @@ pub struct CacheOptions {
 
 /// Looks at, or changes, what goes into attention: `q` `[n, num_q_heads, head_dim]`, `k` and `v`
 /// `[n, num_kv_heads, head_dim]`, after the rotary embedding.
-pub trait Transform {
+pub trait Transform: Send {
     /// Before K and V are stored.
     fn before(&mut self, layer: usize, q: &mut [f32], k: &mut [f32], v: &mut [f32]) -> Result<()>;
 }
@@ -85,8 +85,8 @@ pub struct ModelCache<'a> {
     row_starts: Vec<u64>,
     /// Time spent in append, plan and decode.
     pub attention_time: Duration,
-    /// What is done around attention.
-    pub transform: Option<Box<dyn Transform + 'a>>,
+    /// What is done before attention, in this order.
+    pub transforms: Vec<Box<dyn Transform + 'a>>,
 }
 
 impl<'a> ModelCache<'a> {
@@ -135,7 +135,7 @@ impl<'a> ModelCache<'a> {
             pages: Vec::new(),
             row_starts: Vec::new(),
             attention_time: Duration::ZERO,
-            transform: None,
+            transforms: Vec::new(),
         })
     }
 
@@ -180,15 +180,18 @@ impl<'a> ModelCache<'a> {
 }
 
 impl Attention for ModelCache<'_> {
-    fn attend(&mut self, layer: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<()> {
+    fn attend(
+        &mut self,
+        layer: usize,
+        q: &mut [f32],
+        k: &mut [f32],
+        v: &mut [f32],
+        out: &mut [f32],
+    ) -> Result<()> {
         let session = self.sessions.get_mut(layer).context("no such layer")?;
-        let mut changed = None;
-        if let Some(transform) = &mut self.transform {
-            let (mut q, mut k, mut v) = (q.to_vec(), k.to_vec(), v.to_vec());
-            transform.before(layer, &mut q, &mut k, &mut v)?;
-            changed = Some((q, k, v));
+        for transform in &mut self.transforms {
+            transform.before(layer, q, k, v)?;
         }
-        let (q, k, v) = changed.as_ref().map_or((q, k, v), |(q, k, v)| (q, k, v));
         let start = Instant::now();
         let table = PageTable { pages: &self.pages, rows: PageRows::Starts(&self.row_starts) };
         session.append(FloatSlice::F32(k), FloatSlice::F32(v), self.append.slots())?;

@@ -2,11 +2,11 @@
 #![forbid(unsafe_code)]
 
 pub mod accuracy;
+pub mod agreement;
 pub mod cache;
 pub mod command;
 pub mod fetch;
 pub mod generate;
-pub mod gguf;
 pub mod matrix;
 pub mod model;
 pub mod sample;
@@ -14,3 +14,4 @@ pub mod score;
 pub mod text;
 pub mod transform;
 pub mod vocabulary;
+pub mod weights;

@@ -12,6 +12,7 @@ enum Command {
     Generate(command::generate::Args),
     Accuracy(command::accuracy::Args),
     Advise(command::advise::Args),
+    Agree(command::agree::Args),
 }
 
 fn main() -> ExitCode {
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => command::generate::run(&args),
         Command::Accuracy(args) => command::accuracy::run(&args),
         Command::Advise(args) => command::advise::run(&args),
+        Command::Agree(args) => command::agree::run(&args),
     };
     let Err(error) = done else { return ExitCode::SUCCESS };
     // The chain of causes; a backtrace says nothing to who typed a command.

@@ -1,6 +1,7 @@
 //! The llama forward pass: embeddings, 30 blocks, tied output. Attention is asked of an [`Attention`].
 
-use crate::{gguf::Gguf, matrix::Matrix};
+use crate::matrix::{Matrix, Products};
+use crate::weights::Weights;
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
@@ -45,23 +46,25 @@ pub struct Model {
     embedding: Matrix,
     layers: Vec<Layer>,
     output_norm: Vec<f32>,
+    products: Products,
 }
 
 /// Who stores K and V and attends: a KV cache over sessions, or anything else.
 pub trait Attention {
     /// Stores `k` and `v` `[n, num_kv_heads, head_dim]` (rotated) of the step's `n` rows in `layer` and writes the
-    /// attention of `q` `[n, num_q_heads, head_dim]` to `out` (same shape).
-    fn attend(&mut self, layer: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<()>;
+    /// attention of `q` `[n, num_q_heads, head_dim]` to `out` (same shape). It may change its inputs: nobody reads them after.
+    fn attend(
+        &mut self,
+        layer: usize,
+        q: &mut [f32],
+        k: &mut [f32],
+        v: &mut [f32],
+        out: &mut [f32],
+    ) -> Result<()>;
 }
 
-fn vector(gguf: &Gguf, name: &str) -> Result<Vec<f32>> {
-    let matrix = Matrix::load(gguf, name)?;
-    let mut values = vec![0.0; matrix.cols()];
-    matrix.row(0, &mut values)?;
-    Ok(values)
-}
-
-fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    let mut out = vec![0f32; x.len()];
     for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
         let mean = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / x.len() as f64;
         let factor = (1.0 / (mean + f64::from(eps)).sqrt()) as f32;
@@ -69,6 +72,7 @@ fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
             *out = x * factor * w;
         }
     }
+    out
 }
 
 fn add(x: &mut [f32], y: &[f32]) {
@@ -76,28 +80,28 @@ fn add(x: &mut [f32], y: &[f32]) {
 }
 
 impl Model {
-    /// Loads the weights of a `llama` GGUF.
-    pub fn load(gguf: &Gguf) -> Result<Self> {
-        let arch = gguf.text("general.architecture")?;
+    /// Loads a `llama` GGUF.
+    pub fn load(weights: &Weights, products: Products) -> Result<Self> {
+        let arch = weights.text("general.architecture")?;
         ensure!(arch == "llama", "architecture {arch}; known: llama");
-        let embedding = Matrix::load(gguf, "token_embd.weight")?;
+        let embedding = Matrix::load(weights, "token_embd.weight")?;
         let (width, num_q_heads) =
-            (gguf.int("llama.embedding_length")?, gguf.int("llama.attention.head_count")?);
+            (weights.int("llama.embedding_length")?, weights.int("llama.attention.head_count")?);
         let config = Config {
-            num_layers: gguf.int("llama.block_count")?,
+            num_layers: weights.int("llama.block_count")?,
             width,
             num_q_heads,
-            num_kv_heads: gguf.int("llama.attention.head_count_kv")?,
+            num_kv_heads: weights.int("llama.attention.head_count_kv")?,
             head_dim: width / num_q_heads.max(1),
-            context_len: gguf.int("llama.context_length")?,
-            rope_base: gguf.float("llama.rope.freq_base")?,
-            norm_eps: gguf.float("llama.attention.layer_norm_rms_epsilon")? as f32,
+            context_len: weights.int("llama.context_length")?,
+            rope_base: weights.float("llama.rope.freq_base")?,
+            norm_eps: weights.float("llama.attention.layer_norm_rms_epsilon")? as f32,
             vocab_len: embedding.rows(),
         };
         let layers = (0..config.num_layers)
             .map(|i| {
-                let matrix = |name: &str| Matrix::load(gguf, &format!("blk.{i}.{name}.weight"));
-                let vector = |name: &str| vector(gguf, &format!("blk.{i}.{name}.weight"));
+                let matrix = |name: &str| Matrix::load(weights, &format!("blk.{i}.{name}.weight"));
+                let vector = |name: &str| weights.vector(&format!("blk.{i}.{name}.weight"));
                 Ok(Layer {
                     attn_norm: vector("attn_norm")?,
                     q: matrix("attn_q")?,
@@ -111,23 +115,12 @@ impl Model {
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(Self { config, embedding, layers, output_norm: vector(gguf, "output_norm.weight")? })
+        Ok(Self { config, embedding, layers, output_norm: weights.vector("output_norm.weight")?, products })
     }
 
     /// Shapes and constants.
     pub fn config(&self) -> &Config {
         &self.config
-    }
-
-    /// Bytes of all matrices as stored.
-    pub fn num_bytes(&self) -> usize {
-        let of = |l: &Layer| {
-            [&l.q, &l.k, &l.v, &l.attn_out, &l.gate, &l.up, &l.down]
-                .iter()
-                .map(|m| m.num_bytes())
-                .sum::<usize>()
-        };
-        self.embedding.num_bytes() + self.layers.iter().map(of).sum::<usize>()
     }
 
     /// Runs the blocks over `tokens` at `positions` and returns the normalized hidden rows `[n, width]`.
@@ -140,46 +133,37 @@ impl Model {
         let c = &self.config;
         let n = tokens.len();
         ensure!(positions.len() == n, "{n} tokens at {} positions", positions.len());
-        let (q_width, kv_width) = (c.num_q_heads * c.head_dim, c.num_kv_heads * c.head_dim);
-        let mut x = vec![0f32; n * c.width];
-        for (token, x) in tokens.iter().zip(x.chunks_exact_mut(c.width)) {
-            self.embedding.row(*token as usize, x)?;
-        }
+        let mut x = self.embedding.gather(tokens)?;
         let turns = Turns::new(c, positions);
-        let mut normed = vec![0f32; n * c.width];
-        let (mut q, mut heads) = (vec![0f32; n * q_width], vec![0f32; n * q_width]);
-        let (mut k, mut v) = (vec![0f32; n * kv_width], vec![0f32; n * kv_width]);
-        let ffn = self.layers.first().map_or(0, |l| l.gate.rows());
-        let (mut gate, mut up) = (vec![0f32; n * ffn], vec![0f32; n * ffn]);
+        let mut heads = vec![0f32; n * c.num_q_heads * c.head_dim];
         for (layer_idx, layer) in self.layers.iter().enumerate() {
-            rms_norm(&x, &layer.attn_norm, c.norm_eps, &mut normed);
-            layer.q.apply(&normed, &mut q)?;
-            layer.k.apply(&normed, &mut k)?;
-            layer.v.apply(&normed, &mut v)?;
+            let normed = layer.q.operand(rms_norm(&x, &layer.attn_norm, c.norm_eps))?;
+            let mut q = layer.q.apply(&normed, self.products)?;
+            let mut k = layer.k.apply(&normed, self.products)?;
+            let mut v = layer.v.apply(&normed, self.products)?;
             turns.rotate(&mut q, c.num_q_heads);
             turns.rotate(&mut k, c.num_kv_heads);
-            attention.attend(layer_idx, &q, &k, &v, &mut heads)?;
-            layer.attn_out.apply(&heads, &mut normed)?;
-            add(&mut x, &normed);
-            rms_norm(&x, &layer.ffn_norm, c.norm_eps, &mut normed);
-            layer.gate.apply(&normed, &mut gate)?;
-            layer.up.apply(&normed, &mut up)?;
+            attention.attend(layer_idx, &mut q, &mut k, &mut v, &mut heads)?;
+            let operand = layer.attn_out.operand(std::mem::take(&mut heads))?;
+            add(&mut x, &layer.attn_out.apply(&operand, self.products)?);
+            // The shape of q is that of heads.
+            heads = q;
+            let normed = layer.gate.operand(rms_norm(&x, &layer.ffn_norm, c.norm_eps))?;
+            let mut gate = layer.gate.apply(&normed, self.products)?;
+            let up = layer.up.apply(&normed, self.products)?;
             gate.par_iter_mut()
                 .zip(&up)
                 .with_min_len(4096)
                 .for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
-            layer.down.apply(&gate, &mut normed)?;
-            add(&mut x, &normed);
+            let operand = layer.down.operand(gate)?;
+            add(&mut x, &layer.down.apply(&operand, self.products)?);
         }
-        rms_norm(&x, &self.output_norm, c.norm_eps, &mut normed);
-        Ok(normed)
+        Ok(rms_norm(&x, &self.output_norm, c.norm_eps))
     }
 
     /// Logits `[n, vocab_len]` of hidden rows `[n, width]`.
     pub fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
-        let mut logits = vec![0f32; hidden.len() / self.config.width * self.config.vocab_len];
-        self.embedding.apply(hidden, &mut logits)?;
-        Ok(logits)
+        self.embedding.apply(&self.embedding.operand(hidden.to_vec())?, self.products)
     }
 }
 

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// Rows of logits held at a time.
-const ROWS: usize = 256;
+const ROWS: usize = 128;
 
 /// Sums over predicted tokens; natural logarithms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -4,8 +4,7 @@
 use crate::cache::Transform;
 use anyhow::Result;
 use kv_quant::{KeyOffset, ScaleType, quantize_value, rotate_heads, round_scale_up};
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::sync::mpsc::Sender;
 
 /// How a value becomes a code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,7 +90,7 @@ impl Transform for SmoothKeys {
 }
 
 /// What passed by in one layer: q `[n, num_q_heads, head_dim]`, K and V `[n, num_kv_heads, head_dim]`, q and K rotated.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Recorded {
     /// Queries.
     pub q: Vec<f32>,
@@ -101,25 +100,25 @@ pub struct Recorded {
     pub v: Vec<f32>,
 }
 
-/// Keeps what passes by, for calibration and advice.
-#[derive(Debug, Default)]
+impl Recorded {
+    /// Adds the tokens of another chunk.
+    pub fn extend(&mut self, other: Self) {
+        self.q.extend(other.q);
+        self.k.extend(other.k);
+        self.v.extend(other.v);
+    }
+}
+
+/// Hands on what passes by, with its layer, for calibration and advice.
 pub struct Record {
-    /// Layer by layer.
-    pub layers: Rc<RefCell<Vec<Recorded>>>,
+    /// Where it goes.
+    pub sender: Sender<(usize, Recorded)>,
 }
 
 impl Transform for Record {
     fn before(&mut self, layer: usize, q: &mut [f32], k: &mut [f32], v: &mut [f32]) -> Result<()> {
-        let mut layers = self.layers.borrow_mut();
-        if layers.len() <= layer {
-            layers.resize_with(layer + 1, Recorded::default);
-        }
-        if let Some(recorded) = layers.get_mut(layer) {
-            recorded.q.extend_from_slice(q);
-            recorded.k.extend_from_slice(k);
-            recorded.v.extend_from_slice(v);
-        }
-        Ok(())
+        let recorded = Recorded { q: q.to_vec(), k: k.to_vec(), v: v.to_vec() };
+        Ok(self.sender.send((layer, recorded))?)
     }
 }
 

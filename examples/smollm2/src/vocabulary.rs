@@ -1,7 +1,9 @@
-//! The tokenizer, built from the vocabulary and merges inside the GGUF file.
+//! The tokenizer, built from the vocabulary and merges inside the GGUF file. (candle would build one too, but it knows
+//! neither the `smollm` split nor that this model wants no space before the text.)
 
-use crate::gguf::{Gguf, Value};
+use crate::weights::Weights;
 use anyhow::{Context, Result, anyhow, ensure};
+use candle_core::quantized::gguf_file::Value;
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::{byte_level::ByteLevel, digits::Digits, sequence::Sequence};
 use tokenizers::{AddedToken, Tokenizer};
@@ -14,12 +16,12 @@ pub struct Vocabulary {
 
 impl Vocabulary {
     /// Builds the byte-level BPE that the file describes (`gpt2` model with the `smollm` split: single digits).
-    pub fn load(gguf: &Gguf) -> Result<Self> {
-        let (model, pre) = (gguf.text("tokenizer.ggml.model")?, gguf.text("tokenizer.ggml.pre")?);
+    pub fn load(weights: &Weights) -> Result<Self> {
+        let (model, pre) = (weights.text("tokenizer.ggml.model")?, weights.text("tokenizer.ggml.pre")?);
         ensure!(model == "gpt2" && pre == "smollm", "tokenizer {model}/{pre}; known: gpt2/smollm");
-        let tokens = gguf.texts("tokenizer.ggml.tokens")?;
+        let tokens = weights.texts("tokenizer.ggml.tokens")?;
         let vocab: ahash::AHashMap<_, _> = tokens.iter().cloned().zip(0u32..).collect();
-        let merges = gguf
+        let merges = weights
             .texts("tokenizer.ggml.merges")?
             .iter()
             .map(|merge| {
@@ -35,8 +37,8 @@ impl Vocabulary {
         tokenizer.with_decoder(Some(ByteLevel::default()));
         let special: Vec<_> = tokens
             .iter()
-            .zip(gguf.list("tokenizer.ggml.token_type")?)
-            .filter(|(_, kind)| **kind == Value::Int(3))
+            .zip(weights.list("tokenizer.ggml.token_type")?)
+            .filter(|(_, kind)| matches!(kind, Value::I32(3) | Value::U32(3)))
             .map(|(token, _)| AddedToken::from(token.clone(), true))
             .collect();
         tokenizer.add_special_tokens(special).map_err(|e| anyhow!("tokenizer: {e}"))?;

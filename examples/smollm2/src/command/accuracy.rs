@@ -2,6 +2,7 @@
 
 use super::ModelArgs;
 use crate::accuracy::{Calibration, State, Variant, Window, all_variants, measure, quick_variants};
+use crate::matrix::Products;
 use crate::model::Model;
 use crate::score::Score;
 use crate::text;
@@ -33,6 +34,9 @@ pub struct Args {
     /// Only variants whose name contains this, e.g. int8/32/f16
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// Measure K as it is alone, without the rows whose q and K are rotated
+    #[arg(long)]
+    no_rotate_keys: bool,
     /// Instead: plant a fact at several depths of long prompts of the first text, and see which caches find it
     #[arg(long)]
     needle: bool,
@@ -55,7 +59,7 @@ pub struct Args {
     model: ModelArgs,
 }
 
-/// A row of the JSON.
+/// A row of the JSON, and what the table says beside.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Row {
     text: String,
@@ -66,15 +70,15 @@ pub(super) struct Row {
     pub(super) rounding: Option<String>,
     perplexity: f64,
     perplexity_f32: f64,
-    perplexity_change_percent: f64,
-    perplexity_change_standard_error: f64,
     pub(super) kl: f64,
     top1: f64,
+    /// Relative change of perplexity and its standard error, in percent.
+    #[serde(skip)]
+    change: (f64, f64),
 }
 
 #[derive(Serialize)]
 struct Report<'a> {
-    setting: &'a str,
     rows: &'a [Row],
 }
 
@@ -91,10 +95,9 @@ impl Row {
             rounding: named(rounding),
             perplexity: score.perplexity(),
             perplexity_f32: score.perplexity_reference(),
-            perplexity_change_percent: score.change_percent(),
-            perplexity_change_standard_error: score.change_error_percent(),
             kl: score.mean_kl(),
             top1: score.top1_agreement(),
+            change: (score.change_percent(), score.change_error_percent()),
         }
     }
 
@@ -116,7 +119,7 @@ pub fn run(args: &Args) -> Result<()> {
         true => (1024.min(args.window), args.texts.iter().take(1).cloned().collect()),
         false => (args.tokens, args.texts.clone()),
     };
-    let (model, vocabulary) = args.model.load()?;
+    let (model, vocabulary) = args.model.load(Products::Exact)?;
     let roots: Vec<_> = args.text_root.iter().cloned().chain([PathBuf::from("/")]).collect();
     let (mut texts, mut missing) = text::find(&names, &roots);
     if args.quick && texts.is_empty() {
@@ -133,7 +136,10 @@ pub fn run(args: &Args) -> Result<()> {
         return search(args, &model, &vocabulary, text);
     }
     let windows = cut(&vocabulary, &texts, tokens, args.window)?;
-    let mut variants = if args.quick { quick_variants() } else { all_variants() };
+    let mut variants = match args.quick {
+        true => quick_variants(!args.no_rotate_keys),
+        false => all_variants(!args.no_rotate_keys),
+    };
     if let Some(only) = &args.only {
         variants.retain(|variant| variant.key().contains(only.as_str()));
         ensure!(!variants.is_empty(), "no variant has {only} in its name");
@@ -141,7 +147,7 @@ pub fn run(args: &Args) -> Result<()> {
     std::fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
     let state_path = args.out.join(STATE_FILE);
     let setting = format!(
-        "SmolLM2-135M-Instruct Q4_1, weights widened exactly, windows of {} tokens, backend {}",
+        "SmolLM2-135M-Instruct Q4_1, weights widened to f32, windows of {} tokens, backend {}",
         args.window,
         args.model.backend.as_deref().unwrap_or("best")
     );
@@ -153,7 +159,7 @@ pub fn run(args: &Args) -> Result<()> {
         fill(args, &model, &vocabulary, &windows, &variants, &mut state)?;
     }
     let rows = collect(&state, &windows, &variants);
-    let report = serde_json::to_string_pretty(&Report { setting: &setting, rows: &rows })?;
+    let report = serde_json::to_string_pretty(&Report { rows: &rows })?;
     std::fs::write(args.out.join("accuracy.json"), &report)?;
     super::plot::write(&args.out.join("accuracy.svg"), &rows)?;
     let mut out = std::io::stdout();
@@ -286,7 +292,7 @@ fn table(rows: &[Row]) -> String {
             or_dash(&row.scale_type),
             or_dash(&row.rounding),
             format!("{:.4}", row.perplexity),
-            format!("{:+.3} % ± {:.3}", row.perplexity_change_percent, row.perplexity_change_standard_error),
+            format!("{:+.3} % ± {:.3}", row.change.0, row.change.1),
             format!("{:.2e}", row.kl),
             format!("{:.2} %", 100.0 * row.top1),
         ]);

@@ -2,6 +2,7 @@
 
 use super::{ModelArgs, scale_type};
 use crate::accuracy::record;
+use crate::matrix::Products;
 use anyhow::{Context, Result, ensure};
 use kv_quant::{Advice, AdviceOptions, HeadReport, LayerSample, Side, advise};
 use std::io::Write;
@@ -37,7 +38,7 @@ const QUERY_TOKENS: usize = 32;
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
-    let (model, vocabulary) = args.model.load()?;
+    let (model, vocabulary) = args.model.load(Products::Exact)?;
     let text = std::fs::read_to_string(&args.text)
         .with_context(|| format!("cannot read {}; name a text with --text PATH", args.text.display()))?;
     let mut tokens = vocabulary.encode(&text)?;

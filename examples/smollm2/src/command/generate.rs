@@ -3,6 +3,7 @@
 use super::{CacheArgs, ModelArgs};
 use crate::cache::{CacheOptions, ModelCache, PAGE_LEN};
 use crate::generate::{Order, Report, generate};
+use crate::matrix::Products;
 use crate::sample::Sampling;
 use crate::transform::SmoothKeys;
 use anyhow::{Result, ensure};
@@ -34,6 +35,9 @@ pub struct Args {
     /// Wrap each prompt as a question to the assistant
     #[arg(long)]
     chat: bool,
+    /// Multiply in f32 where quantized products are the faster ones, as measurements do
+    #[arg(long)]
+    exact: bool,
     #[command(flatten)]
     cache: CacheArgs,
     #[command(flatten)]
@@ -51,7 +55,8 @@ fn as_chat(prompt: &str) -> String {
 pub fn run(args: &Args) -> Result<()> {
     ensure!(args.max_tokens > 0, "--max-tokens 0 asks for nothing");
     let kind = args.cache.kind()?;
-    let (model, vocabulary) = args.model.load()?;
+    let (model, vocabulary) =
+        args.model.load(if args.exact { Products::Exact } else { Products::Quantized })?;
     let prompts: Vec<_> = match args.chat {
         true => args.prompts.iter().map(|p| as_chat(p)).collect(),
         false => args.prompts.clone(),
@@ -70,14 +75,15 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let mut cache = ModelCache::open(model.config(), &options)?;
     eprintln!(
-        "{}: {}, cache {}",
+        "{}: {}, cache {}{}",
         cache.selection().backend,
         cache.selection().device,
-        kind.format(model.config())?
+        kind.format(model.config())?,
+        if args.cache.rotates_keys() { ", K rotated" } else { "" }
     );
-    if args.cache.rotate_keys {
+    if args.cache.rotates_keys() {
         let head_dim = model.config().head_dim;
-        cache.transform = Some(Box::new(SmoothKeys { offsets: Vec::new(), rotate: true, head_dim }));
+        cache.transforms.push(Box::new(SmoothKeys { offsets: Vec::new(), rotate: true, head_dim }));
     }
     let stop = Arc::new(AtomicBool::new(false));
     let handler = Arc::clone(&stop);

@@ -2,11 +2,13 @@
 
 pub mod accuracy;
 pub mod advise;
+pub mod agree;
 pub mod generate;
 mod needle;
 mod plot;
 
-use crate::{cache::CacheKind, fetch, gguf::Gguf, model::Model, vocabulary::Vocabulary};
+use crate::matrix::Products;
+use crate::{cache::CacheKind, fetch, model::Model, vocabulary::Vocabulary, weights::Weights};
 use anyhow::{Result, bail};
 use attn_backend::BackendId;
 use kv_quant::{FloatType, LayoutKind, ScaleType};
@@ -31,12 +33,13 @@ pub struct ModelArgs {
 
 impl ModelArgs {
     /// Loads model and tokenizer; fetches the file if need be.
-    pub fn load(&self) -> Result<(Model, Vocabulary)> {
+    pub fn load(&self, products: Products) -> Result<(Model, Vocabulary)> {
         if let Some(threads) = self.threads {
             rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
         }
-        let gguf = Gguf::parse(fetch::model_bytes(self.model.as_deref(), self.cache_dir.as_deref())?)?;
-        Ok((Model::load(&gguf)?, Vocabulary::load(&gguf)?))
+        let bytes = fetch::model_bytes(self.model.as_deref(), self.cache_dir.as_deref())?;
+        let weights = Weights::parse(bytes)?;
+        Ok((Model::load(&weights, products)?, Vocabulary::load(&weights)?))
     }
 
     /// The backend's name.
@@ -60,9 +63,9 @@ pub struct CacheArgs {
     /// Arrangement of the cache: native, hnd or nhd
     #[arg(long, default_value = "native")]
     pub layout: String,
-    /// Rotate q and K of every head, so that outlier channels of K are spread
+    /// Leave q and K as they are: an INT8 cache holds K rotated otherwise, so that outlier channels are spread
     #[arg(long)]
-    pub rotate_keys: bool,
+    pub no_rotate_keys: bool,
     /// Layers kept in f16, e.g. 0,29
     #[arg(long, value_delimiter = ',')]
     pub f16_layers: Vec<usize>,
@@ -89,6 +92,11 @@ impl CacheArgs {
             (other, _) => bail!("cache {other}; known: int8, f16, bf16, f32"),
         };
         Ok(CacheKind::Int8 { k_group_len, v_group_len, scale_type: scale_type(&self.scale_type)? })
+    }
+
+    /// Whether q and K are rotated; for floats there is nothing to gain.
+    pub fn rotates_keys(&self) -> bool {
+        self.cache == "int8" && !self.no_rotate_keys
     }
 
     /// The layout asked for.
