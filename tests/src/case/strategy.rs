@@ -49,16 +49,16 @@ fn policy(offered: bool, tile_len: u32) -> BoxedStrategy<SplitPolicy> {
 }
 
 fn config(offered: bool, tile_len: u32) -> impl Strategy<Value = SplitConfig> {
-    (policy(offered, tile_len), select(vec![1u32, 2, 3, 5, 8, 17, 33, 132]), 0u32..3, 1u32..4).prop_map(
-        move |(policy, num_workers, item_overhead, min_split_tiles)| SplitConfig {
-            policy,
-            num_workers,
-            tile_len,
-            item_overhead,
-            min_split_tiles,
-            heads_per_block: 1,
-        },
+    (
+        policy(offered, tile_len),
+        select(vec![1u32, 2, 3, 5, 8, 17, 33, 132]),
+        0u32..3,
+        1u32..4,
+        select(vec![1u32, 2, 4]),
     )
+        .prop_map(move |(policy, num_workers, item_overhead, min_split_tiles, heads_per_block)| {
+            SplitConfig { policy, num_workers, tile_len, item_overhead, min_split_tiles, heads_per_block }
+        })
 }
 
 fn batches(tile_len: u32) -> impl Strategy<Value = Vec<u32>> {

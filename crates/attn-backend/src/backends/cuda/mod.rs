@@ -16,7 +16,7 @@ use crate::{
 };
 use attn_kernels::abi::{PagedCache, Plane};
 use attn_kernels::key::{self, INSTANCES, Instance, KernelKind, KeyMiss, KeyQuery};
-use attn_kernels::probe;
+use attn_kernels::{image, probe};
 use attn_plan::{DecodeSpec, SplitConfig, SplitPlan, SplitPolicy};
 use cpu_reference::Arithmetic;
 use kv_quant::{CacheLayout, PlaneId, Side};
