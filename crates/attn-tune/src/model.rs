@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! time   = launch + stream + items + merge
-//! stream = bytes / min(read bandwidth, blocks x what one block can stream) x imbalance
-//! items  = work items of the most loaded worker x cost of one
-//! merge  = nothing where no request is cut; else a fixed cost, and the partials' bytes twice
+//! stream = bytes / (read bandwidth, joined with blocks x what one block can stream) x imbalance
+//! items  = requests of a worker x cost of an item
+//! merge  = nothing where no request is cut; else a fixed cost, and one for each partial of a request
 //! ```
+//!
+//! Two bandwidths are joined as 1 / hypot(1/a, 1/b): near their crossing neither is reached.
 
 use crate::choice::{Choice, HEADS_PER_BLOCK, TILE_LEN};
 use crate::{PolicyClass, RunKey, StaticKey};
@@ -39,8 +41,6 @@ pub struct Shape {
     pub row_blocks: u32,
     /// Bytes of one token's K and V, codes and scales, of one kv head.
     pub row_bytes: u32,
-    /// Bytes of one partial state of one kv head: all its query rows.
-    pub partial_bytes: u32,
 }
 
 impl Shape {
@@ -59,7 +59,6 @@ impl Shape {
             max_heads_per_block: max_heads_per_block.max(1),
             row_blocks: num_rows.div_ceil(rows.max(1)).max(1),
             row_bytes: u32::try_from(row_bytes).unwrap_or(u32::MAX),
-            partial_bytes: num_rows.saturating_mul(4 * (key.head_dim + 2)),
         }
     }
 }
@@ -73,12 +72,14 @@ pub struct CostModel {
     pub item_us: f64,
     /// What one block streams at most, GB/s: its ring of tiles over the latency of the memory.
     pub block_gb_per_s: f64,
-    /// Share of the read bandwidth that the kernel reaches on rows of paged heads.
+    /// Share of the read bandwidth within reach on rows of paged heads.
     pub paged: f64,
     /// The same on scattered rows, one head a block.
     pub scattered: f64,
-    /// The same on scattered rows with four heads a block.
+    /// The same on scattered rows with several heads a block.
     pub scattered_together: f64,
+    /// The same on scattered rows of a cache with a single kv head.
+    pub scattered_alone: f64,
     /// Stage 2: launch and first loads.
     pub merge_us: f64,
     /// Stage 2: each further partial of a request.
@@ -88,14 +89,15 @@ pub struct CostModel {
 impl Default for CostModel {
     fn default() -> Self {
         Self {
-            launch_us: 3.0,
-            item_us: 1.0,
-            block_gb_per_s: 16.0,
-            paged: 0.96,
-            scattered: 0.88,
-            scattered_together: 0.92,
-            merge_us: 1.5,
-            merge_partial_us: 0.02,
+            launch_us: 2.96,
+            item_us: 3.04,
+            block_gb_per_s: 20.2,
+            paged: 1.0,
+            scattered: 0.839,
+            scattered_together: 0.912,
+            scattered_alone: 0.773,
+            merge_us: 1.96,
+            merge_partial_us: 0.025,
         }
     }
 }
@@ -125,8 +127,7 @@ impl CostModel {
         let heads_per_block = f64::from(choice.heads_per_block);
         let heads = f64::from(run.num_kv_heads.max(1));
         let (batch, tokens) = (f64::from(run.batch), run.kv_tokens as f64);
-        // A request's last tile is half empty on average.
-        let tiles = (tokens / f64::from(TILE_LEN) + 0.5 * batch).max(1.0);
+        let tiles = (tokens / f64::from(TILE_LEN)).max(1.0);
         let workers = f64::from(choice.num_workers(run.num_kv_heads, shape.row_blocks));
         let overhead = f64::from(choice.item_overhead);
         // Batch-invariant cuts do not look at the smallest split.
@@ -143,24 +144,22 @@ impl CostModel {
 
         let reach = match (key.layout.is_scattered(), choice.heads_per_block) {
             (false, _) => self.paged,
+            (true, _) if run.num_kv_heads <= 1 => self.scattered_alone,
             (true, 1) => self.scattered,
             (true, _) => self.scattered_together,
         };
-        let bandwidth = (read_gb_per_s * reach).min(blocks * self.block_gb_per_s);
+        let bandwidth = joined(read_gb_per_s * reach, blocks * self.block_gb_per_s);
         let bytes = tokens * heads * f64::from(shape.row_bytes);
         let imbalance = (load * used / tiles).max(1.0);
         let stream = bytes / bandwidth / 1e3 * imbalance;
 
-        let items = (1.0 + batch / used) * waves.max(1.0);
+        let items = batch / used * waves;
         let is_whole = used <= 1.0 || (batch >= used && batch % used == 0.0 && self.is_uniform(run));
         let merge = if is_whole && key.policy == PolicyClass::Throughput {
             0.0
         } else {
-            // Every worker's end cuts a request in two.
-            let partials = used + used.min(batch);
-            let partial_bytes = partials * heads * f64::from(shape.partial_bytes);
             let deepest = 1.0 + used * f64::from(run.longest) / tokens.max(1.0);
-            self.merge_us + self.merge_partial_us * deepest + 2.0 * partial_bytes / read_gb_per_s / 1e3
+            self.merge_us + self.merge_partial_us * deepest
         };
         self.launch_us + stream + items * self.item_us + merge
     }
@@ -170,8 +169,15 @@ impl CostModel {
     }
 }
 
+/// `1 / hypot(1 / a, 1 / b)`, without its care for overflow.
+fn joined(a: f64, b: f64) -> f64 {
+    a * b / (a * a + b * b).sqrt()
+}
+
 /// Shares of a full device that are worth trying, in eighths.
-const FILLS: [u32; 8] = [8, 6, 5, 4, 3, 2, 1, 16];
+const FILLS: [u32; 8] = [8, 6, 4, 3, 2, 1, 5, 16];
+/// Of them, those that are told apart step by step.
+const NUM_FEW: usize = 6;
 
 /// The choices that a search looks at, the full device first.
 #[derive(Clone, Debug)]
@@ -179,13 +185,17 @@ pub struct Candidates {
     full: u32,
     heads_per_block: &'static [u32],
     min_split_tiles: &'static [u32],
+    fills: &'static [u32],
     next: usize,
 }
 
 impl Candidates {
     /// All of them: what `cargo xtask tune` measures from.
     pub fn all(num_sms: u32, key: &StaticKey, shape: &Shape, num_kv_heads: u32) -> Self {
-        Self { min_split_tiles: &[1, 2, 4, 8], ..Self::few(num_sms, key, shape, num_kv_heads) }
+        let few = Self::few(num_sms, key, shape, num_kv_heads);
+        let heads_per_block =
+            if few.heads_per_block.len() > 1 { &HEADS_PER_BLOCK } else { few.heads_per_block };
+        Self { min_split_tiles: &[1, 2, 4, 8], heads_per_block, fills: &FILLS, ..few }
     }
 
     /// Those that the model tells apart: what is decided from, step by step.
@@ -196,8 +206,14 @@ impl Candidates {
             && key.layout.is_scattered()
             && shape.max_heads_per_block >= 4
             && num_kv_heads.is_multiple_of(4);
-        let heads_per_block: &[u32] = if together { &[1, 4] } else { &HEADS_PER_BLOCK[..1] };
-        Self { full: (num_sms * shape.blocks_per_sm).max(1), heads_per_block, min_split_tiles: &[4], next: 0 }
+        let heads_per_block: &[u32] = if together { &HEADS_PER_BLOCK[..2] } else { &HEADS_PER_BLOCK[..1] };
+        Self {
+            full: (num_sms * shape.blocks_per_sm).max(1),
+            heads_per_block,
+            min_split_tiles: &[4, 1],
+            fills: FILLS.get(..NUM_FEW).unwrap_or(&FILLS),
+            next: 0,
+        }
     }
 }
 
@@ -208,7 +224,7 @@ impl Iterator for Candidates {
         let index = self.next;
         self.next += 1;
         let (heads, mins) = (self.heads_per_block.len(), self.min_split_tiles.len());
-        let fill = *FILLS.get(index / (heads * mins))?;
+        let fill = *self.fills.get(index / (heads * mins))?;
         Some(Choice {
             num_blocks: (self.full * fill / 8).clamp(1, 1 << 16),
             heads_per_block: *self.heads_per_block.get(index / mins % heads)?,

@@ -4,8 +4,8 @@
 mod common;
 
 use attn_plan::SplitPolicy;
-use attn_tune::{Candidates, MAX_DISTANCE, RunKey, Why};
-use common::{PROFILE, key, machine, shape, tuner};
+use attn_tune::{MAX_DISTANCE, RunKey, Why};
+use common::{PROFILE, key, shape, tuner};
 use proptest::prelude::*;
 
 const KEY: &str = "d128 k8 v8 f16 gqa4 q1 records-paged throughput";
@@ -137,14 +137,14 @@ proptest! {
         prop_assert_eq!(a, b);
     }
 
-    /// The model orders sensibly: four times the tokens never cost less, whatever the choice (twice as many may just spare a
-    /// merge).
+    /// The model orders sensibly: the best for four times the tokens never takes less (twice as many may just spare a merge).
     #[test]
-    fn more_work_costs_more(batch in 1u32..64, kv_len in 64u32..65_536, index in 0usize..32) {
-        let key = key(KEY);
-        let Some(choice) = Candidates::all(132, &key, &shape(), 8).nth(index) else { return Ok(()) };
-        let model = attn_tune::CostModel::default();
-        let us = |kv_len| model.predict(&machine(), &key, &shape(), &uniform(batch, kv_len), &choice);
+    fn more_work_costs_more(batch in 1u32..64, kv_len in 64u32..65_536) {
+        let chooser = tuner("").chooser(key(KEY), shape());
+        let us = |kv_len| match chooser.choose(&uniform(batch, kv_len)).why {
+            Why::Modelled { expected_us, .. } => expected_us,
+            why => panic!("{why}"),
+        };
         prop_assert!(us(kv_len).is_finite() && us(kv_len) > 0.0);
         prop_assert!(us(4 * kv_len) >= us(kv_len), "{} then {}", us(kv_len), us(4 * kv_len));
     }
