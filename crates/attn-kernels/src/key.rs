@@ -36,6 +36,8 @@ pub enum Groups {
     G16,
     /// Any two groups of 8 or more.
     Any,
+    /// K and V groups are the whole head.
+    Whole,
 }
 
 /// Scale types that a variant takes.
@@ -101,6 +103,7 @@ impl fmt::Display for KernelKey {
             Groups::G8 => "g8",
             Groups::G16 => "g16",
             Groups::Any => "gx",
+            Groups::Whole => "gw",
         };
         let scales = match self.scales {
             Scales::F16 => "sf16",
@@ -179,7 +182,10 @@ pub fn select(cache: &PagedCache, query: &KeyQuery) -> Result<&'static Instance,
     let rank = |instance: &&Instance| {
         let key = &instance.key;
         let blocks = query.num_rows.div_ceil(key.rows());
-        (key.groups == Groups::Any, key.scales == Scales::Any, blocks, key.row_tiles)
+        let is_whole = key.groups == Groups::Whole;
+        // One scale a row costs nothing a channel, whatever its type.
+        let is_general = key.scales == Scales::Any && !is_whole;
+        (key.groups == Groups::Any, is_general, blocks, key.row_tiles, !is_whole)
     };
     INSTANCES.iter().filter(fits).min_by_key(rank).ok_or_else(|| KeyMiss::NoInstance {
         head_dim: cache.head_dim,
@@ -239,6 +245,7 @@ impl Groups {
             }
             Groups::G16 => k >= 16 && v >= 16,
             Groups::Any => k >= 8 && v >= 8,
+            Groups::Whole => k == cache.head_dim && v == cache.head_dim,
         }
     }
 }

@@ -110,6 +110,10 @@ fn the_special_variant_comes_before_the_general_one() {
     let mixed = key(&cache(128, 8, 64, ScaleType::F32), 4);
     assert_eq!((mixed.groups, mixed.scales), (Groups::Any, Scales::Any));
     assert_eq!(key(&cache(128, 8, 8, ScaleType::F16), 9).row_tiles, 2, "one block of 16 rows");
+    let whole = |scale_type, num_rows| key(&cache(128, 128, 128, scale_type), num_rows);
+    assert_eq!(whole(ScaleType::F16, 4).to_string(), "kv8_stage1_d128_gw_sx_n1");
+    assert_eq!(whole(ScaleType::F32, 16).to_string(), "kv8_stage1_d128_gw_sx_n2");
+    assert_eq!(whole(ScaleType::F16, 32).to_string(), "kv8_stage1_d128_g16_sf16_n4", "one block of 32 rows");
     // Scale rows that are not aligned to 16 bytes go to the general variant.
     let mut odd = cache(128, 8, 8, ScaleType::F16);
     odd.k_scales.base += 2;

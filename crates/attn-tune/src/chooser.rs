@@ -1,5 +1,6 @@
 //! The look-up: which choice for a step, and why.
 
+use crate::model::ITEM_OVERHEAD;
 use crate::{Candidates, Choice, CostModel, Point, PolicyClass, RunKey, Shape, StaticKey};
 use std::fmt;
 use std::sync::Arc;
@@ -81,7 +82,7 @@ impl Chooser {
             num_blocks: (num_sms * shape.blocks_per_sm).max(1),
             heads_per_block: 1,
             min_split_tiles: 1,
-            item_overhead: 1,
+            item_overhead: ITEM_OVERHEAD,
         };
         let (expected_us, choice) = best.unwrap_or((0.0, full));
         Decision { choice: self.hold(choice), why: Why::Modelled { expected_us, nearest } }

@@ -74,13 +74,14 @@ fn case_of(instance: &Instance, seed: u64) -> Case {
         Groups::G8 => (8, 8),
         Groups::G16 => (16, 32),
         Groups::Any => (8, 16),
+        Groups::Whole => (key.head_dim, key.head_dim),
     };
     let scale_type = match key.scales {
         Scales::F16 => ScaleType::F16,
         Scales::Bf16 => ScaleType::Bf16,
         Scales::F32 => ScaleType::F32,
-        // Every type, in turn; f16 has variants of its own where groups are uniform.
-        Scales::Any if key.groups == Groups::Any => ScaleType::ALL[seed as usize % 3],
+        // Every type, in turn; f16 has variants of its own at groups of 16 and more.
+        Scales::Any if key.groups != Groups::G16 => ScaleType::ALL[seed as usize % 3],
         Scales::Any => [ScaleType::Bf16, ScaleType::F32][seed as usize % 2],
     };
     Case {
@@ -201,6 +202,7 @@ fn reader(instance: &'static Instance) -> Result<(), String> {
                 heads_per_block,
                 has_partials: false,
             },
+            tables_ready: false,
             partial_o: empty,
             partial_ml: empty,
             alibi_slopes: None,

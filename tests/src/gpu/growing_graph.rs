@@ -183,6 +183,8 @@ impl<'a> Growing<'a> {
                 heads_per_block: 1,
                 has_partials: true,
             },
+            // Copied by the host, between replays.
+            tables_ready: true,
             partial_o: partial_o.view(),
             partial_ml: partial_ml.view(),
             alibi_slopes: None,

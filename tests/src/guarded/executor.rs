@@ -198,6 +198,8 @@ impl GuardedExecutor {
                 // A graph that is to serve any plan always has stage 2.
                 has_partials: replays || plan.num_partials() > 0,
             },
+            // Both ways: every second number of requests.
+            tables_ready: request.batch().is_multiple_of(2),
             partial_o: arena.view(&arrays.partial_o),
             partial_ml: arena.view(&arrays.partial_ml),
             alibi_slopes: arrays.alibi_slopes.as_ref().map(|slopes| arena.view(slopes)),

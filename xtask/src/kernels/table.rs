@@ -134,7 +134,7 @@ impl Table {
             };
             ensure!(row.row_tiles > 0 && row.head_dim > 0, "{}: a size is 0", row.symbol());
             let kind = name(&[("stage1", "Stage1"), ("reader", "Reader")], &row.kernel)?;
-            let groups = name(&[("g8", "G8"), ("g16", "G16"), ("gx", "Any")], &row.groups)?;
+            let groups = name(&[("g8", "G8"), ("g16", "G16"), ("gx", "Any"), ("gw", "Whole")], &row.groups)?;
             let scales =
                 name(&[("sf16", "F16"), ("sbf16", "Bf16"), ("sf32", "F32"), ("sx", "Any")], &row.scales)?;
             let arithmetic = name(&[("mma", "Mma"), ("f32", "F32")], &row.arithmetic)?;

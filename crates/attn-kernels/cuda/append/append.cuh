@@ -23,15 +23,34 @@ __device__ __forceinline__ uint32_t row_lanes(uint32_t head_dim) {
     return lanes <= 8 ? 8u : (lanes <= 16 ? 16u : 32u);
 }
 
-__device__ __forceinline__ void load_channels(uint64_t base, uint64_t element, uint32_t type, float (&x)[8]) {
-    const uint64_t address = base + element * float_bytes(type);
-    if ((address & 15) == 0) {
-        load_float8(reinterpret_cast<const uint8_t*>(address), type, x);
-        return;
-    }
+// Eight channels as they lie in memory, on their way. Nothing waits for them before `unpack`.
+struct RawChannels {
+    uint4 parts[2];  // the second half is for f32
+
+    __device__ __forceinline__ void load(uint64_t base, uint64_t element, uint32_t type) {
+        const uint64_t address = base + element * float_bytes(type);
+        parts[0] = parts[1] = make_uint4(0, 0, 0, 0);
+        if ((address & 15) == 0) {
+            parts[0] = ptx::load_streaming(reinterpret_cast<const void*>(address));
+            if (type == kFloatF32) parts[1] = ptx::load_streaming(reinterpret_cast<const void*>(address + 16));
+            return;
+        }
+        const uint32_t unit = float_bytes(type);
+        uint32_t words[8] = {};
 #pragma unroll
-    for (int i = 0; i < 8; ++i) x[i] = load_float(reinterpret_cast<const void*>(base), element + i, type);
-}
+        for (uint32_t i = 0; i < 8; ++i) {
+            if (unit == 4) {
+                words[i] = reinterpret_cast<const uint32_t*>(address)[i];
+            } else {
+                words[i / 2] |= static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(address)[i]) << (i % 2 * 16);
+            }
+        }
+        parts[0] = make_uint4(words[0], words[1], words[2], words[3]);
+        parts[1] = make_uint4(words[4], words[5], words[6], words[7]);
+    }
+
+    __device__ __forceinline__ void unpack(uint32_t type, float (&x)[8]) const { unpack_float8(parts[0], parts[1], type, x); }
+};
 
 struct RowPlace {
     uint32_t token_idx, head_idx, plane_idx;
@@ -49,44 +68,43 @@ __device__ __forceinline__ void append_row(const AppendParams& p, const RowPlace
     const uint32_t channel = lane_in_row * kLaneChannels;
     const bool inside = channel < p.cache.head_dim;
 
-    float amax = 0.0f;
-    uint32_t non_finite = 8;
+    // Magnitudes are ordered like their bits, infinity and NaN above all others.
+    uint32_t top = 0;
 #pragma unroll
-    for (int i = 7; i >= 0; --i) {
-        const float magnitude = fabsf(x[i]);
-        if (!(magnitude <= FLT_MAX)) non_finite = i;
-        amax = fmaxf(amax, magnitude);
-    }
+    for (int i = 0; i < 8; ++i) top = max(top, __float_as_uint(x[i]) & 0x7fffffffu);
+    const bool non_finite = top >= 0x7f800000u;
     // A group of no power of two is the whole head: the maximum over all lanes of the row, idle ones holding 0.
     const uint32_t group_lanes = group_len >= p.cache.head_dim ? lanes : group_len / kLaneChannels;
-    amax = segment_max(amax, group_lanes);
-    const bool finite = amax <= FLT_MAX;
+    for (uint32_t step = 1; step < group_lanes; step *= 2) top = max(top, __shfl_xor_sync(kFullWarp, top, step));
+    const float amax = __uint_as_float(top);
+    const bool finite = top < 0x7f800000u;
     const uint32_t bits = finite ? round_up_scale(amax, p.cache.scale_type) : 0u;
     const float scale = scale_bits_to_f32(bits, p.cache.scale_type);
     const bool overflow = finite && !(scale <= FLT_MAX);
 
     const uint32_t row_first = (threadIdx.x % 32) / lanes * lanes;
     const uint32_t row_mask = lanes == 32 ? kFullWarp : ((1u << lanes) - 1) << row_first;
-    const uint32_t bad = __ballot_sync(kFullWarp, place.writable && inside && (non_finite < 8 || overflow)) & row_mask;
+    const uint32_t bad = __ballot_sync(kFullWarp, place.writable && inside && (non_finite || overflow)) & row_mask;
     if (bad != 0 && !mutant(22)) {
         if (threadIdx.x % 32 == __ffs(bad) - 1) {
-            const uint32_t kind = non_finite < 8 ? kErrorNonFinite : kErrorScaleOverflow;
-            const uint32_t at = non_finite < 8 ? channel + non_finite : channel / group_len * group_len;
+            const uint32_t kind = non_finite ? kErrorNonFinite : kErrorScaleOverflow;
+            uint32_t at = channel / group_len * group_len;
+#pragma unroll
+            for (int i = 7; i >= 0; --i) {
+                if (!(fabsf(x[i]) <= FLT_MAX)) at = channel + i;
+            }
             report_error(p.error, kind, place.token_idx, place.head_idx, at, 0, place.plane_idx);
         }
         return;
     }
     if (!place.writable || !inside) return;
 
-    uint32_t words[2] = {0, 0};
-    if (amax != 0.0f) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) words[i / 4] |= (static_cast<uint32_t>(round_code(x[i], scale)) & 0xffu) << (i % 4 * 8);
-    }
+    const uint2 words = amax != 0.0f ? round_codes(x, scale) : make_uint2(0, 0);
     int8_t* code_row = reinterpret_cast<int8_t*>(codes.base) + plane_offset(codes, place.page, place.slot, place.head_idx);
-    *reinterpret_cast<uint2*>(code_row + channel) = make_uint2(words[0], words[1]);
-    if (channel % group_len == 0) {
-        const uint64_t element = plane_offset(scales, place.page, place.slot, place.head_idx) + channel / group_len;
+    *reinterpret_cast<uint2*>(code_row + channel) = words;
+    const uint32_t shift = group_shift(p.cache.head_dim, group_len);
+    if ((channel & ((1u << shift) - 1)) == 0) {
+        const uint64_t element = plane_offset(scales, place.page, place.slot, place.head_idx) + (channel >> shift);
         if (p.cache.scale_type == kScaleF32) {
             reinterpret_cast<uint32_t*>(scales.base)[element] = bits;
         } else {
@@ -104,16 +122,22 @@ __device__ __forceinline__ void append(const AppendParams& p) {
     const uint32_t channel = lane_in_row * kLaneChannels;
     const uint64_t num_pairs = static_cast<uint64_t>(p.num_tokens) * p.cache.num_kv_heads;
     const bool exists = pair < num_pairs;
-    const uint32_t token = exists ? static_cast<uint32_t>(pair / p.cache.num_kv_heads) : 0;
-    const uint32_t head = exists ? static_cast<uint32_t>(pair % p.cache.num_kv_heads) : 0;
+    // A division of 64 bits costs as much as the rest of the addresses.
+    const uint32_t token = !exists ? 0
+                           : num_pairs >> 32 == 0 ? static_cast<uint32_t>(pair) / p.cache.num_kv_heads
+                                                  : static_cast<uint32_t>(pair / p.cache.num_kv_heads);
+    const uint32_t head = exists ? static_cast<uint32_t>(pair - static_cast<uint64_t>(token) * p.cache.num_kv_heads) : 0;
 
-    float k[8] = {}, v[8] = {};
+    int64_t slot = exists ? reinterpret_cast<const int64_t*>(p.slot_mapping)[token] : -1;
+    RawChannels raw_k{}, raw_v{};
     if (exists && channel < p.cache.head_dim) {
         const uint64_t in_token = static_cast<uint64_t>(head) * p.cache.head_dim + channel;
-        load_channels(p.k, token * p.k_token_stride + in_token, p.input_type, k);
-        load_channels(p.v, token * p.v_token_stride + in_token, p.input_type, v);
+        raw_k.load(p.k, token * p.k_token_stride + in_token, p.input_type);
+        raw_v.load(p.v, token * p.v_token_stride + in_token, p.input_type);
     }
-    int64_t slot = exists ? reinterpret_cast<const int64_t*>(p.slot_mapping)[token] : -1;
+    float k[8], v[8];
+    raw_k.unpack(p.input_type, k);
+    raw_v.unpack(p.input_type, v);
     if (mutant(25) && slot == -1) slot = 0;
     const int64_t num_slots = static_cast<int64_t>(p.cache.num_pages) * p.cache.page_len;
     const bool in_range = slot >= 0 && slot < num_slots;

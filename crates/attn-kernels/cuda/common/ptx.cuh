@@ -18,21 +18,30 @@ __device__ __forceinline__ void keep(const P*& x) {
 // A row offset that says: there is nothing to read.
 constexpr uint32_t kNowhere = 0xffffffffu;
 
+// What a copy asks the L2 to bring along from memory.
+enum class Fetch { kSectors, k128 };
+
 // Copies BYTES from global to shared memory; if `offset` is kNowhere, writes zeros and reads nothing.
-template <int BYTES>
+template <int BYTES, Fetch FETCH = Fetch::kSectors>
 __device__ __forceinline__ void cp_async(uint32_t dst, const void* src, uint32_t offset) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16);
-    if constexpr (BYTES == 16) {
-        asm volatile(
-            "{ .reg .pred nowhere; setp.eq.u32 nowhere, %2, 0xffffffff;\n"
-            "  cp.async.cg.shared.global.L2::128B [%0], [%1], 16, nowhere; }" ::"r"(dst),
-            "l"(src), "r"(offset)
-            : "memory");
-    } else {
+    if constexpr (BYTES != 16) {
         asm volatile(
             "{ .reg .pred nowhere; setp.eq.u32 nowhere, %3, 0xffffffff;\n"
             "  cp.async.ca.shared.global [%0], [%1], %2, nowhere; }" ::"r"(dst),
             "l"(src), "n"(BYTES), "r"(offset)
+            : "memory");
+    } else if constexpr (FETCH == Fetch::kSectors) {
+        asm volatile(
+            "{ .reg .pred nowhere; setp.eq.u32 nowhere, %2, 0xffffffff;\n"
+            "  cp.async.cg.shared.global [%0], [%1], 16, nowhere; }" ::"r"(dst),
+            "l"(src), "r"(offset)
+            : "memory");
+    } else {
+        asm volatile(
+            "{ .reg .pred nowhere; setp.eq.u32 nowhere, %2, 0xffffffff;\n"
+            "  cp.async.cg.shared.global.L2::128B [%0], [%1], 16, nowhere; }" ::"r"(dst),
+            "l"(src), "r"(offset)
             : "memory");
     }
 }
@@ -60,11 +69,17 @@ __device__ __forceinline__ void fence_before_bulk_copies() {
     if constexpr (kBulkCopies) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// By one lane: arrives at the barrier, whose phase ends when `bytes` have been counted.
+__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
+    if constexpr (kBulkCopies) {
+        asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+    }
+}
+
 // By one lane. dst, src and bytes are multiples of 16.
 __device__ __forceinline__ void bulk_copy(uint32_t dst, const void* src, uint32_t bytes, uint32_t barrier) {
     if constexpr (kBulkCopies) {
         asm volatile(
-            "mbarrier.arrive.expect_tx.shared.b64 _, [%3], %2;\n"
             "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst),
             "l"(src), "r"(bytes), "r"(barrier)
             : "memory");
@@ -157,6 +172,11 @@ __device__ __forceinline__ void wait_for_previous() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+}
+
+// Brings a run of bytes into the L2 and waits for nothing. src and bytes are multiples of 16.
+__device__ __forceinline__ void prefetch_l2(const void* src, uint32_t bytes) {
+    if constexpr (kBulkCopies) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(src), "r"(bytes));
 }
 
 // 16 bytes that will not be read again.

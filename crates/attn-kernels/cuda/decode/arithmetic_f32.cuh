@@ -17,15 +17,15 @@ struct F32Arithmetic {
     const DecodeParams& params;
     uint64_t query[kRowTiles][2];  // element of q where this lane's query rows begin
     uint32_t lane, row, column;
-    int pitch;
+    bool careful;
     uint32_t k_shift, v_shift;
 
-    __device__ __forceinline__ F32Arithmetic(const DecodeParams& p, uint32_t lane_idx, uint32_t row_pitch, uint8_t*, uint8_t*)
+    __device__ __forceinline__ F32Arithmetic(const DecodeParams& p, uint32_t lane_idx, uint8_t*, uint8_t*)
         : params(p),
           lane(lane_idx),
           row(lane_idx / 4),
           column(lane_idx % 4),
-          pitch(static_cast<int>(row_pitch)),
+          careful(false),
           k_shift(group_shift(T::kHeadDim, p.cache.k_group_len)),
           v_shift(group_shift(T::kHeadDim, p.cache.v_group_len)) {}
 
@@ -52,13 +52,19 @@ struct F32Arithmetic {
         }
     }
 
-    __device__ __forceinline__ float value(const uint8_t* codes, const uint8_t* scales, uint32_t token, uint32_t channel, uint32_t shift, uint32_t misaligned) const {
-        const int8_t code = static_cast<int8_t>(codes[token * pitch + channel]);
-        const uint8_t* scale_row = scales + token * pitch + (misaligned >> token & 1) * 2;
+    __device__ __forceinline__ void begin_item() {}
+    __device__ __forceinline__ bool was_careless() const { return false; }
+
+    template <class Shape>
+    __device__ __forceinline__ float value(const Shape& shape, const uint8_t* codes, uint32_t token, uint32_t channel, uint32_t shift,
+                                           uint32_t misaligned) const {
+        const int8_t code = static_cast<int8_t>(codes[token * shape.pitch + (channel ^ (token & Shape::swizzle) * 16)]);
+        const uint8_t* scale_row = codes + shape.scales_at + token * shape.scale_pitch + (misaligned >> token & 1) * 2;
         return code * raw_scale(scale_row, channel >> shift, params.cache.scale_type);
     }
 
-    __device__ __forceinline__ void score(const uint8_t* stage, uint32_t misaligned, float (&scores)[kRowTiles][4]) {
+    template <class Shape>
+    __device__ __forceinline__ void score(const Shape& shape, const uint8_t* stage, uint32_t misaligned, float (&scores)[kRowTiles][4]) {
         const float scale = params.softmax_scale * 1.4426950408889634f;
 #pragma unroll
         for (int tile = 0; tile < kRowTiles; ++tile) {
@@ -68,8 +74,7 @@ struct F32Arithmetic {
         for (uint32_t channel = 0; channel < T::kHeadDim; ++channel) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                const float k = value(stage + T::kKeysAt, stage + T::kKeysAt + T::kScalesAt, row + 8 * (e / 2),
-                                      channel, k_shift, misaligned);
+                const float k = value(shape, stage, row + 8 * (e / 2), channel, k_shift, misaligned);
 #pragma unroll
                 for (int tile = 0; tile < kRowTiles; ++tile) {
                     const float q = load_float(reinterpret_cast<const void*>(params.q), query[tile][e % 2] + channel, params.q_type);
@@ -84,12 +89,14 @@ struct F32Arithmetic {
         }
     }
 
-    __device__ __forceinline__ bool prepare_values(const uint8_t*, uint32_t misaligned, int (&)[2]) {
+    template <class Shape>
+    __device__ __forceinline__ bool prepare_values(const Shape&, const uint8_t*, uint32_t misaligned, int (&)[2]) {
         value_misaligned = misaligned >> 16;
         return false;
     }
 
-    __device__ __forceinline__ void accumulate(const uint8_t* stage, const float (&weights)[kRowTiles][4]) {
+    template <class Shape>
+    __device__ __forceinline__ void accumulate(const Shape& shape, const uint8_t* stage, const float (&weights)[kRowTiles][4]) {
         for (uint32_t token = 0; token < kTileTokens; ++token) {
             float weight[kRowTiles][2];
 #pragma unroll
@@ -105,8 +112,7 @@ struct F32Arithmetic {
             for (int word = 0; word < T::kVWords; ++word) {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    const float v = value(stage + T::kValuesAt, stage + T::kValuesAt + T::kScalesAt, token,
-                                          T::v_channel(word, row) + i, v_shift, value_misaligned);
+                    const float v = value(shape, stage + shape.values_at, token, T::v_channel(word, row) + i, v_shift, value_misaligned);
 #pragma unroll
                     for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll

@@ -66,19 +66,21 @@ struct MmaArithmetic {
     float factor[kRowTiles][2];    // softmax_scale * log2(e), with the row's power of two unless scales are normalized
     int exponent[kRowTiles][2];    // the row's power of two, where it is kept apart
     uint32_t lane, row, column;    // row = lane / 4, column = lane % 4
-    int pitch;                     // of rows in the ring
+    bool careful;                  // look for scales that leave f16's range; else only remember whether there were any
+    uint32_t wide_scales;          // top bits set: there were
     uint32_t k_shift, v_shift, k_groups, v_groups, scale_type;
     uint8_t* normal;               // this warp's scratch for normalized scales
     int* exponents;
     ScaleSource values;            // V scales of the tile at hand
+    float value_scales[2];         // kWhole: of tokens `row` and `row` + 8, without their powers of two
 
-    __device__ __forceinline__ MmaArithmetic(const DecodeParams& p, uint32_t lane_idx, uint32_t row_pitch, uint8_t* warp_shared,
-                                             uint8_t* query_shared)
+    __device__ __forceinline__ MmaArithmetic(const DecodeParams& p, uint32_t lane_idx, uint8_t* warp_shared, uint8_t* query_shared)
         : shared_query(reinterpret_cast<const uint2*>(query_shared)),
           lane(lane_idx),
           row(lane_idx / 4),
           column(lane_idx % 4),
-          pitch(static_cast<int>(row_pitch)),
+          careful(false),
+          wide_scales(0),
           k_shift(group_shift(T::kHeadDim, p.cache.k_group_len)),
           v_shift(group_shift(T::kHeadDim, p.cache.v_group_len)),
           k_groups(num_groups(T::kHeadDim, p.cache.k_group_len)),
@@ -166,7 +168,7 @@ struct MmaArithmetic {
             for (int j = 0; j < 2; ++j) {
                 const int row_exp = __shfl_sync(kFullWarp, exp, (2 * column + j) * 4);
                 exponent[tile][j] = row_exp;
-                factor[tile][j] = T::kAlwaysNormalize ? scale : scale * power_of_two(row_exp);
+                factor[tile][j] = T::kAlwaysNormalize && !T::kWhole ? scale : scale * power_of_two(row_exp);
             }
         }
         if constexpr (T::kQueryInShared) __syncthreads();
@@ -183,55 +185,93 @@ struct MmaArithmetic {
         }
     }
 
+    __device__ __forceinline__ void begin_item() {
+        careful = false;
+        wide_scales = 0;
+    }
+
+    // Whether the item has to be done again with `careful` set.
+    __device__ __forceinline__ bool was_careless() const {
+        return !T::kAlwaysNormalize && !T::kLooksFirst && !careful && __any_sync(kFullWarp, (wide_scales & 0x80008000u) != 0);
+    }
+
     // Scores of the tile's tokens (rows `row` and `row` + 8), base 2, before caps and masks.
-    __device__ __forceinline__ void score(const uint8_t* stage, uint32_t misaligned, float (&scores)[kRowTiles][4]) {
-        ScaleSource source{stage + (mutant(16) ? T::kValuesAt : T::kKeysAt) + T::kScalesAt, pitch, misaligned & 0xffffu, k_shift};
+    template <class Shape>
+    __device__ __forceinline__ void score(const Shape& shape, const uint8_t* stage, uint32_t misaligned,
+                                          float (&scores)[kRowTiles][4]) {
+        const uint8_t* scales = stage + (mutant(16) ? shape.values_at : 0) + shape.scales_at;
+        ScaleSource source{scales, static_cast<int>(shape.scale_pitch), misaligned & 0xffffu, k_shift};
         uint32_t pairs[T::kKUnits][2];
         bool normalized = T::kAlwaysNormalize;
-        if constexpr (T::kAlwaysNormalize) {
-            source = normalize(stage + T::kKeysAt + T::kScalesAt, pitch, source.misaligned, k_groups, k_shift);
+        if constexpr (T::kAlwaysNormalize && !T::kWhole) {
+            source = normalize(scales, shape.scale_pitch, source.misaligned, k_groups, k_shift);
         }
-        load_pairs(source, pairs);
+        if constexpr (!T::kWhole) load_pairs(source, pairs);
         if constexpr (!T::kAlwaysNormalize) {
-            bool wide = false;
+            if constexpr (!T::kLooksFirst) {
 #pragma unroll
-            for (int unit = 0; unit < T::kKUnits; ++unit) wide |= holds_wide_scale(pairs[unit][0] | pairs[unit][1]);
-            normalized = __any_sync(kFullWarp, wide);
-            if (normalized) {
-                load_pairs(normalize(source.rows, source.pitch, source.misaligned, k_groups, k_shift), pairs);
+                for (int unit = 0; unit < T::kKUnits; ++unit) {
+                    wide_scales |= (pairs[unit][0] + kWideF16Test) | (pairs[unit][1] + kWideF16Test);
+                }
+            }
+            if (T::kLooksFirst || careful) {
+                bool wide = false;
+#pragma unroll
+                for (int unit = 0; unit < T::kKUnits; ++unit) wide |= holds_wide_scale(pairs[unit][0]) || holds_wide_scale(pairs[unit][1]);
+                normalized = __any_sync(kFullWarp, wide);
+                if (normalized) {
+                    load_pairs(normalize(source.rows, source.pitch, source.misaligned, k_groups, k_shift), pairs);
+                }
             }
         }
+        constexpr int kChains = kRowTiles == 1 ? 2 : 1;  // sums that do not wait for each other
+        float sums[kChains][kRowTiles][4];
 #pragma unroll
-        for (int tile = 0; tile < kRowTiles; ++tile) {
+        for (int chain = 0; chain < kChains; ++chain) {
 #pragma unroll
-            for (int e = 0; e < 4; ++e) scores[tile][e] = 0.0f;
+            for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) sums[chain][tile][e] = 0.0f;
+            }
         }
 #pragma unroll
         for (int unit = 0; unit < T::kKUnits; ++unit) {
             uint32_t words[2][T::kKWordsPerUnit];
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                load_words(stage + T::kKeysAt + (row + 8 * r) * pitch + T::k_channel(unit, column), words[r]);
+                load_words(stage + (row + 8 * r) * shape.pitch + placed<Shape>(T::k_channel(unit, column), row), words[r]);
             }
 #pragma unroll
             for (int word = 0; word < T::kKWordsPerUnit; ++word) {
                 const int step = unit * T::kKWordsPerUnit + word;
                 const bool high = T::kKWordsPerUnit == 4 && word >= 2;
-                const uint32_t scale0 = high ? high_twice(pairs[unit][0]) : low_twice(pairs[unit][0]);
-                const uint32_t scale1 = high ? high_twice(pairs[unit][1]) : low_twice(pairs[unit][1]);
-                const uint32_t a0 = ptx::mul_f16x2(even_codes(words[0][word]), scale0);
-                const uint32_t a1 = ptx::mul_f16x2(even_codes(words[1][word]), scale1);
-                const uint32_t a2 = ptx::mul_f16x2(odd_codes(words[0][word]), scale0);
-                const uint32_t a3 = ptx::mul_f16x2(odd_codes(words[1][word]), scale1);
+                const uint32_t scale0 = T::kWhole ? 0u : high ? high_twice(pairs[unit][0]) : low_twice(pairs[unit][0]);
+                const uint32_t scale1 = T::kWhole ? 0u : high ? high_twice(pairs[unit][1]) : low_twice(pairs[unit][1]);
+                const uint32_t a0 = scaled(even_codes(words[0][word]), scale0);
+                const uint32_t a1 = scaled(even_codes(words[1][word]), scale1);
+                const uint32_t a2 = scaled(odd_codes(words[0][word]), scale0);
+                const uint32_t a3 = scaled(odd_codes(words[1][word]), scale1);
 #pragma unroll
                 for (int tile = 0; tile < kRowTiles; ++tile) {
                     const uint2 b = T::kQueryInShared ? shared_query[(step * kRowTiles + tile) * 32 + lane]
                                                       : query[step % kQuerySteps][tile];
-                    ptx::mma_16x8x16(scores[tile], a0, a1, a2, a3, b.x, b.y);
+                    ptx::mma_16x8x16(sums[step % kChains][tile], a0, a1, a2, a3, b.x, b.y);
                 }
             }
         }
-        if constexpr (T::kAlwaysNormalize) {
+#pragma unroll
+        for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) scores[tile][e] = kChains == 2 ? sums[0][tile][e] + sums[kChains - 1][tile][e] : sums[0][tile][e];
+        }
+        if constexpr (T::kWhole) {
+            const float token_scale[2] = {row_scale(source, row), row_scale(source, row + 8)};
+#pragma unroll
+            for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) scores[tile][e] = scores[tile][e] * factor[tile][e % 2] * token_scale[e / 2];
+            }
+        } else if constexpr (T::kAlwaysNormalize) {
             const int token_exponent[2] = {exponents[row], exponents[row + 8]};
 #pragma unroll
             for (int tile = 0; tile < kRowTiles; ++tile) {
@@ -260,20 +300,31 @@ struct MmaArithmetic {
 
     // Makes the tile's V scales ready. True if they were normalized: then `token_exponents` are the powers of two of tokens
     // `row` and `row` + 8.
-    __device__ __forceinline__ bool prepare_values(const uint8_t* stage, uint32_t misaligned, int (&token_exponents)[2]) {
-        values = ScaleSource{stage + T::kValuesAt + T::kScalesAt, pitch, misaligned >> 16, v_shift};
+    template <class Shape>
+    __device__ __forceinline__ bool prepare_values(const Shape& shape, const uint8_t* stage, uint32_t misaligned,
+                                                   int (&token_exponents)[2]) {
+        values = ScaleSource{stage + shape.values_at + shape.scales_at, static_cast<int>(shape.scale_pitch), misaligned >> 16, v_shift};
+        if constexpr (T::kWhole) {
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                const float scale = row_scale(values, row + 8 * r);
+                // A scale is value_scales * 2^exponent, value_scales in [1/2, 1) or 0; by two powers, since one may not reach.
+                const int exp = scale > 0.0f ? floor_log2(scale) + 1 : kSmallestExponent;
+                token_exponents[r] = exp;
+                value_scales[r] = scale * power_of_two(-(exp / 2)) * power_of_two(exp / 2 - exp);
+            }
+            return true;
+        }
         bool normalized = T::kAlwaysNormalize;
-        if constexpr (!T::kAlwaysNormalize) {
+        if (!T::kAlwaysNormalize && (T::kLooksFirst || careful)) {
             // Each lane looks at half of a row: every scale of the tile is seen once.
-            const uint8_t* own = values.rows + (lane & 15) * pitch;
+            const uint8_t* own = values.rows + (lane & 15) * values.pitch;
             bool wide = false;
             if constexpr (kPackedGroups > 0) {
-                uint32_t top_bits = 0;
 #pragma unroll
                 for (int i = 0; i < kPackedGroups / 4; ++i) {
-                    top_bits |= reinterpret_cast<const uint32_t*>(own)[(lane / 16) * (kPackedGroups / 4) + i] + kWideF16Test;
+                    wide |= holds_wide_scale(reinterpret_cast<const uint32_t*>(own)[(lane / 16) * (kPackedGroups / 4) + i]);
                 }
-                wide = (top_bits & 0x80008000u) != 0;
             } else {
                 own += (values.misaligned >> (lane & 15) & 1) * 2;
                 for (uint32_t i = lane / 16; i < v_groups; i += 2) {
@@ -282,8 +333,8 @@ struct MmaArithmetic {
             }
             normalized = __any_sync(kFullWarp, wide);
         }
-        if (normalized) {
-            values = normalize(values.rows, pitch, values.misaligned, v_groups, v_shift);
+        if (T::kAlwaysNormalize || normalized) {
+            values = normalize(values.rows, values.pitch, values.misaligned, v_groups, v_shift);
             token_exponents[0] = exponents[row];
             token_exponents[1] = exponents[row + 8];
         }
@@ -291,33 +342,26 @@ struct MmaArithmetic {
     }
 
     // out += weights * V of the tile.
-    __device__ __forceinline__ void accumulate(const uint8_t* stage, const float (&weights)[kRowTiles][4]) {
+    template <class Shape>
+    __device__ __forceinline__ void accumulate(const Shape& shape, const uint8_t* stage, const float (&weights)[kRowTiles][4]) {
         uint2 p[kRowTiles];
 #pragma unroll
         for (int tile = 0; tile < kRowTiles; ++tile) {
-            p[tile].x = ptx::transpose_8x8(ptx::pack_f16x2(weights[tile][0], weights[tile][1]));
-            p[tile].y = ptx::transpose_8x8(ptx::pack_f16x2(weights[tile][2], weights[tile][3]));
+            const float low = T::kWhole ? value_scales[0] : 1.0f;
+            const float high = T::kWhole ? value_scales[1] : 1.0f;
+            p[tile].x = ptx::transpose_8x8(ptx::pack_f16x2(weights[tile][0] * low, weights[tile][1] * low));
+            p[tile].y = ptx::transpose_8x8(ptx::pack_f16x2(weights[tile][2] * high, weights[tile][3] * high));
         }
-        const uint8_t* codes = stage + T::kValuesAt;
-        if constexpr (T::kHeadDim == 64) {
-            accumulate_unit<0, 2>(codes, p);
-        } else if constexpr (T::kHeadDim == 96) {
-            accumulate_unit<0, 2>(codes, p);
-            accumulate_unit<2, 1>(codes, p);
-        } else if constexpr (T::kHeadDim == 128) {
-            accumulate_unit<0, 4>(codes, p);
-        } else if constexpr (T::kHeadDim == 192) {
-            accumulate_unit<0, 4>(codes, p);
-            accumulate_unit<4, 2>(codes, p);
-        } else {
-            accumulate_unit<0, 4>(codes, p);
-            accumulate_unit<4, 4>(codes, p);
-        }
+        const uint8_t* codes = stage + shape.values_at;
+        constexpr int kFirst = T::kHeadDim == 64 || T::kHeadDim == 96 ? 2 : 4;
+        accumulate_unit<0, kFirst>(shape, codes, p);
+        if constexpr (T::kVWords > kFirst) accumulate_unit<kFirst, T::kVWords - kFirst>(shape, codes, p);
     }
 
   private:
     __device__ __forceinline__ ScaleSource normalize(const uint8_t* raw, int raw_pitch, uint32_t misaligned, uint32_t groups,
                                                      uint32_t shift) {
+        __syncwarp();  // what was normalized before is read
         normalize_scales<kPackedGroups>(raw, raw_pitch, misaligned, groups, scale_type, normal, T::kNormalPitch, exponents, lane);
         return ScaleSource{normal, T::kNormalPitch, 0u, shift};
     }
@@ -347,19 +391,40 @@ struct MmaArithmetic {
         }
     }
 
+    // Two codes times their scale; with one scale a row that is left to the logit and the weight.
+    static __device__ __forceinline__ uint32_t scaled(uint32_t codes, uint32_t scale) {
+        return T::kWhole ? codes : ptx::mul_f16x2(codes, scale);
+    }
+
+    // The one scale of a row.
+    __device__ __forceinline__ float row_scale(const ScaleSource& source, uint32_t token) const {
+        return raw_scale(source.rows + token * source.pitch + (source.misaligned >> token & 1) * 2, 0, scale_type);
+    }
+
+    // Where the 16-byte piece of `channel` lies in a row of codes.
+    template <class Shape>
+    static __device__ __forceinline__ uint32_t placed(uint32_t channel, uint32_t token) {
+        return channel ^ (token & Shape::swizzle) * 16;
+    }
+
     // The token rows of a V fragment: k = 2c, 2c + 1, 2c + 8, 2c + 9.
     __device__ __forceinline__ uint32_t fragment_token(int i) const { return 2 * column + ((i ^ (mutant(18) ? 1 : 0)) & 1) + (i & 2) * 4; }
 
-    template <int WORD0, int WORDS>
-    __device__ __forceinline__ void accumulate_unit(const uint8_t* codes, const uint2 (&p)[kRowTiles]) {
+    template <int WORD0, int WORDS, class Shape>
+    __device__ __forceinline__ void accumulate_unit(const Shape& shape, const uint8_t* codes, const uint2 (&p)[kRowTiles]) {
         const uint32_t channel = T::v_channel(WORD0, row);
         uint32_t words[4][WORDS];
         uint32_t pairs[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            load_words(codes + fragment_token(i) * pitch + channel, words[i]);
+            load_words(codes + fragment_token(i) * shape.pitch + placed<Shape>(channel, fragment_token(i)), words[i]);
+            if constexpr (T::kWhole) {
+                pairs[i] = 0;
+                continue;
+            }
             pairs[i] = WORDS == 4 ? values.template pair<T::kGroups>(fragment_token(i), channel)
                                   : values.template single<T::kGroups>(fragment_token(i), channel);
+            if (!T::kAlwaysNormalize && !T::kLooksFirst) wide_scales |= pairs[i] + kWideF16Test;
         }
         const uint32_t low01 = __byte_perm(pairs[0], pairs[1], 0x5410);
         const uint32_t low23 = __byte_perm(pairs[2], pairs[3], 0x5410);
@@ -375,10 +440,10 @@ struct MmaArithmetic {
                 const uint32_t select = half == 0 ? 0x5410 : 0x7632;
                 const uint32_t codes01 = __byte_perm(words[0][word], words[1][word], select);
                 const uint32_t codes23 = __byte_perm(words[2][word], words[3][word], select);
-                const uint32_t a0 = ptx::mul_f16x2(even_codes(codes01), scale01);
-                const uint32_t a1 = ptx::mul_f16x2(odd_codes(codes01), scale01);
-                const uint32_t a2 = ptx::mul_f16x2(even_codes(codes23), scale23);
-                const uint32_t a3 = ptx::mul_f16x2(odd_codes(codes23), scale23);
+                const uint32_t a0 = scaled(even_codes(codes01), scale01);
+                const uint32_t a1 = scaled(odd_codes(codes01), scale01);
+                const uint32_t a2 = scaled(even_codes(codes23), scale23);
+                const uint32_t a3 = scaled(odd_codes(codes23), scale23);
 #pragma unroll
                 for (int tile = 0; tile < kRowTiles; ++tile) {
                     ptx::mma_16x8x16(out[2 * (WORD0 + word) + half][tile], a0, a1, a2, a3, p[tile].x, p[tile].y);

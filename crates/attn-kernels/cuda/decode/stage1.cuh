@@ -10,12 +10,13 @@
 // May be launched as a programmatic dependent of the kernel before it.
 // An item without a partial writes out and lse; the others write (o, m, l) for stage 2.
 //
-// A step: wait K, score, refill K's slot; wait V, weigh, accumulate, refill V's slot. K and V are separate copy groups, so
-// 2 * stages - 1 groups stay in flight.
+// A step: wait for a tile, score its K, weigh, accumulate its V, refill its stage. Tiles come as runs of records by bulk copy
+// where the cache and the item allow, else row by row.
 #pragma once
 #include <type_traits>
 
-#include "../cache/tile_loader.cuh"
+#include "../cache/row_loader.cuh"
+#include "../cache/run_loader.cuh"
 #include "../softmax/online_state.cuh"
 #include "arithmetic_f32.cuh"
 #include "arithmetic_mma.cuh"
@@ -149,7 +150,6 @@ struct Stage1 {
             write_row(p, item, rows, rows.first + row, channel, merged, x);
         }
         ptx::fence_before_bulk_copies();
-        ptx::fence_before_bulk_copies();
         __syncthreads();  // the rings may be filled again, by bulk copies too
     }
 
@@ -168,123 +168,150 @@ struct Stage1 {
         }
     }
 
+    using State = OnlineState<kRowTiles, T::kAlwaysNormalize, kExact>;
+
+    // What a warp does of an item, whichever way its tiles come.
+    struct Share {
+        const DecodeParams& p;
+        const QueryRows& rows;
+        uint8_t* ring;
+        uint32_t lane;
+        uint32_t warp;
+        uint32_t tile_stride;  // tokens
+        uint32_t request_idx;
+        uint32_t first_token;  // of the warp's first tile
+        uint32_t token_end;
+        uint32_t num_tiles;    // of the warp
+        bool wait;             // for the kernel before this one
+    };
+
+    template <class Loader>
+    static __device__ __forceinline__ void do_share(const Share& share, Loader& loader, Arith& arith, State& state) {
+        const DecodeParams& p = share.p;
+        const uint32_t num_tiles = share.num_tiles;
+        const int32_t* pages = page_row(p.cache, share.request_idx);
+        const auto report = [&](uint32_t position, int32_t page) {
+            if (blockIdx.y == 0) report_error(p.error, kErrorPageOutOfRange, share.request_idx, share.rows.kv_head_idx, position, page, 0);
+        };
+        loader.begin(pages, share.first_token, share.token_end);
+        const uint32_t kv_len = reinterpret_cast<const uint32_t*>(p.kv_lens)[share.request_idx];
+        if (share.wait) {
+            loader.prefetch_first_tiles(num_tiles);
+            ptx::wait_for_previous();
+        }
+        typename Arith::RawQuery raw_query;
+        arith.fetch_query(p, share.rows, share.request_idx, raw_query);
+        const auto fill_ring = [&] {
+            uint32_t offset = 0;
+#pragma unroll 1
+            for (uint32_t i = 0; i < T::kNumStages; ++i) {
+                if (i < num_tiles) loader.fill(i, offset, report);
+                loader.commit();
+                offset += T::kStageBytes;
+            }
+        };
+        fill_ring();
+        const Visibility visibility(p, kv_len);
+        const int32_t clear_begin = visibility.clear_begin();
+        const int32_t clear_end = visibility.clear_end() - kTileTokens;
+        const bool transformed = p.soft_cap > 0.0f || p.alibi_slopes != 0;
+        const auto shape = loader.shape();
+        arith.load_query(p, raw_query, share.warp);
+        arith.begin_item();
+        while (true) {
+            arith.clear();
+            state.clear();
+            uint32_t slot = 0;
+            uint32_t offset = 0;  // of the tile's stage in the ring
+            uint32_t tile_token = share.first_token;
+#pragma unroll 1
+            for (uint32_t tile = 0; tile < num_tiles; ++tile) {
+                uint8_t* stage = share.ring + offset;
+                loader.wait(slot);
+                __syncwarp();
+                const bool is_partial = loader.is_partial(slot, tile_token);
+                const uint32_t misaligned = loader.misaligned_rows_of(offset);
+                uint32_t live = 0xffffu;
+                if (is_partial) {
+                    live = loader.live_tokens(slot, offset, tile_token);
+                    loader.clear_dead(offset, live);
+                }
+                float scores[kRowTiles][4];
+                arith.score(shape, stage, misaligned, scores);
+                int token_exponents[2];
+                const bool shifted = arith.prepare_values(shape, stage, misaligned, token_exponents);
+                const int32_t token = static_cast<int32_t>(tile_token);
+                if (transformed) transform(p, share.rows, visibility, token, arith, scores);
+                if (is_partial || token < clear_begin || token > clear_end) {
+                    mask(share.rows, visibility, token, live | (mutant(3) ? 0xffffu : 0u), arith, scores);
+                }
+                state.update(scores, shifted, token_exponents, arith.out);
+                arith.accumulate(shape, stage, scores);
+                __syncwarp();  // the stage is read
+                loader.done(slot);
+                if (tile + T::kNumStages < num_tiles) loader.fill(slot, offset, report);
+                loader.commit();
+                tile_token += share.tile_stride;
+                offset += T::kStageBytes;
+                if (++slot == T::kNumStages) slot = offset = 0;
+            }
+            if (T::kLooksFirst || !arith.was_careless()) break;
+            // A scale left f16's range, which is rare: all of it once more, with the scales looked at first.
+            arith.careful = true;
+            ptx::fence_before_bulk_copies();
+            __syncwarp();
+            loader.begin(pages, share.first_token, share.token_end);
+            fill_ring();
+        }
+    }
+
     static __device__ __forceinline__ void run(const DecodeParams& p, uint8_t* shared) {
         uint32_t lane = threadIdx.x % 32;
         uint32_t warp = threadIdx.x / 32;
         ptx::keep(lane);
         ptx::keep(warp);
         const uint32_t token_warps = blockDim.x / 32;
-        const uint32_t tile_stride = token_warps * kTileTokens;
         const uint32_t head_blocks = p.cache.num_kv_heads >> (__ffs(blockDim.y) - 1);
         const uint32_t kv_head = blockIdx.x % head_blocks * blockDim.y + threadIdx.y;
         const uint32_t worker = blockIdx.x / head_blocks;
         const uint32_t ring_idx = threadIdx.y * token_warps + warp;
         const QueryRows rows(p, kv_head, blockIdx.y * T::kRows);
         ptx::launch_dependents();
-
-        uint8_t* ring = shared + ring_idx * T::kWarpBytes;
-        uint32_t ring_address = ptx::shared_address(ring);
-        ptx::keep(ring_address);
-        const uint32_t barriers = ptx::shared_address(shared + T::kBarriersAt) + ring_idx * T::kNumStages * 16;
-        TileLoader<T> loader(p.cache, kv_head, lane, tile_stride, barriers);
-        Arith arith(p, lane, loader.pitch, ring, shared + T::kQueryAt);
-        OnlineState<kRowTiles, T::kAlwaysNormalize, kExact> state;
-        ptx::wait_for_previous();  // nothing of device memory is read before this
-        if (rows.first >= rows.total) return;
-
+        // Nothing of device memory is read before the kernel before this one has ended, unless the tables were ready even then.
+        const bool early = p.tables_ready != 0;
+        if (!early) ptx::wait_for_previous();
         const uint32_t* worker_starts = reinterpret_cast<const uint32_t*>(p.worker_starts);
         const WorkItem* items = reinterpret_cast<const WorkItem*>(p.items);
+        const uint32_t first_item = worker_starts[worker];
         const uint32_t item_end = worker_starts[worker + 1];
 
-        for (uint32_t item_idx = worker_starts[worker]; item_idx < item_end; ++item_idx) {
+        uint8_t* ring = shared + ring_idx * T::kWarpBytes;
+        const uint32_t barriers = ptx::shared_address(shared + T::kBarriersAt) + ring_idx * T::kNumStages * 8;
+        RunLoader<T>::open_barriers(barriers, lane);
+        uint32_t phases = 0;  // of the barriers
+        Arith arith(p, lane, ring, shared + T::kQueryAt);
+        State state;
+        if (first_item == item_end || rows.first >= rows.total) {
+            ptx::wait_for_previous();
+            return;
+        }
+
+#pragma unroll 1
+        for (uint32_t item_idx = first_item; item_idx < item_end; ++item_idx) {
             const uint4 words = *reinterpret_cast<const uint4*>(items + item_idx);
             const WorkItem item{words.x, words.y, words.z, words.w};
             const uint32_t item_tiles = (item.token_end - item.token_start + kTileTokens - 1) / kTileTokens;
             const uint32_t num_tiles = item_tiles > warp ? (item_tiles - warp + token_warps - 1) / token_warps : 0;
             const uint32_t first_token = item.token_start + warp * kTileTokens + (mutant(2) && warp != 0 ? 1 : 0);
-
-            const auto report = [&](bool bad, uint32_t tile) {
-                if (bad && lane < 16 && blockIdx.y == 0) {
-                    report_error(p.error, kErrorPageOutOfRange, item.request_idx, kv_head,
-                                 first_token + tile * tile_stride + lane, loader.page, 0);
-                }
-            };
-            const auto fill_k = [&](uint32_t slot, uint32_t offset, uint32_t tile) {
-                report(loader.locate(lane & 15), tile);
-                loader.fill_k(slot, ring_address + offset, lane);
-            };
-            const auto fill_v = [&](uint32_t slot, uint32_t offset) {
-                const uint32_t misaligned = loader.misaligned_rows(lane);
-                if (lane == 0) *reinterpret_cast<uint2*>(ring + offset + T::kMetaAt) = make_uint2(loader.live, misaligned);
-                loader.fill_v(slot, ring_address + offset, lane);
-            };
-
-            typename Arith::RawQuery raw_query;
-            loader.begin(page_row(p.cache, item.request_idx), first_token + (lane & 15), item.token_end);
-            arith.fetch_query(p, rows, item.request_idx, raw_query);
-            const uint32_t kv_len = reinterpret_cast<const uint32_t*>(p.kv_lens)[item.request_idx];
-            loader.read_first_pages(ring, lane);
-#pragma unroll 1
-            for (uint32_t i = 0; i < T::kNumStages; ++i) {
-                loader.page = loader.stage_page(ring + i * T::kStageBytes, lane);
-                __syncwarp();
-                if (i < num_tiles) fill_k(i, i * T::kStageBytes, i);
-                ptx::cp_async_commit();
-                if (i < num_tiles) fill_v(i, i * T::kStageBytes);
-                ptx::cp_async_commit();
-            }
-
-            const Visibility visibility(p, kv_len);
-            const int32_t clear_begin = visibility.clear_begin();
-            const int32_t clear_end = visibility.clear_end() - kTileTokens;
-            const bool transformed = p.soft_cap > 0.0f || p.alibi_slopes != 0;
-            arith.load_query(p, raw_query, warp);
-            arith.clear();
-            state.clear();
-
-            uint32_t slot = 0;
-            uint32_t offset = 0;  // of the tile's stage in the ring
-            int32_t tile_token = static_cast<int32_t>(first_token);
-#pragma unroll 1
-            for (uint32_t tile = 0; tile < num_tiles; ++tile) {
-                const bool refill = tile + T::kNumStages < num_tiles;
-                const uint8_t* stage = ring + offset;
-                const bool came_as_run = loader.run_slots >> slot & 1;
-                ptx::cp_async_wait<2 * T::kNumStages - 1>();
-                if (came_as_run) loader.wait_for_run(slot, 0);
-                __syncwarp();
-                const uint2 meta = *reinterpret_cast<const uint2*>(stage + T::kMetaAt);
-                loader.page = loader.stage_page(stage, lane);
-                const uint32_t misaligned = T::kGroups == Groups::k8 ? 0 : meta.y;
-                float scores[kRowTiles][4];
-                arith.score(stage, misaligned, scores);
-
-                __syncwarp();  // K's slot is read, and so are meta and the pages
-                if (refill) fill_k(slot, offset, tile + T::kNumStages);
-                ptx::cp_async_commit();
-                ptx::cp_async_wait<2 * T::kNumStages - 1>();
-                if (came_as_run) {
-                    loader.wait_for_run(slot, 1);
-                    loader.phases ^= 1u << slot;
-                }
-                __syncwarp();
-
-                int token_exponents[2];
-                const bool shifted = arith.prepare_values(stage, misaligned, token_exponents);
-                if (transformed) transform(p, rows, visibility, tile_token, arith, scores);
-                const uint32_t live = meta.x | (mutant(3) ? 0xffffu : 0u);
-                if ((live & 0xffffu) != 0xffffu || tile_token < clear_begin || tile_token > clear_end) {
-                    mask(rows, visibility, tile_token, live, arith, scores);
-                }
-                state.update(scores, shifted, token_exponents, arith.out);
-                arith.accumulate(stage, scores);
-
-                __syncwarp();  // V's slot is read
-                if (refill) fill_v(slot, offset);
-                ptx::cp_async_commit();
-                tile_token += static_cast<int32_t>(tile_stride);
-                offset += T::kStageBytes;
-                if (++slot == T::kNumStages) slot = offset = 0;
+            const Share share{p, rows, ring, lane, warp, token_warps * kTileTokens, item.request_idx, first_token, item.token_end,
+                              num_tiles, early && item_idx == first_item};
+            if (RunLoader<T>::serves(p.cache) && first_token % kTileTokens == 0) {
+                RunLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring, barriers, phases);
+                do_share(share, loader, arith, state);
+                phases = loader.phases;
+            } else {
+                RowLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring);
+                do_share(share, loader, arith, state);
             }
             finish_item(p, item, rows, arith, state, shared, ring_idx);
         }

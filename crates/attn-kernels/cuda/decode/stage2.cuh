@@ -34,11 +34,12 @@ __device__ __forceinline__ void merge_partials(const DecodeParams& p) {
     __shared__ float2 shared_ml[kMergeLanes];
     const uint32_t request_idx = blockIdx.y;
     ptx::launch_dependents();
+    if (p.tables_ready == 0) ptx::wait_for_previous();
     const uint32_t* starts = reinterpret_cast<const uint32_t*>(p.request_partials);
     const uint32_t begin = starts[request_idx];
     const uint32_t last = min(starts[request_idx + 1], p.partial_capacity);
     const uint32_t end = mutant(14) && last > begin ? last - 1 : last;
-    ptx::wait_for_previous();  // the plan alone may be read before: it is complete before stage 1 begins
+    ptx::wait_for_previous();
     if (begin >= end) return;
     const uint32_t num_rows = p.num_q_heads * p.q_len;
     const float4* partial_o = reinterpret_cast<const float4*>(p.partial_o);

@@ -8,6 +8,7 @@ enum class Groups {
     k8,     // K and V groups are 8; scale rows aligned to min(16, their length)
     k16Up,  // K and V groups are 16 or more, alike or not, up to the whole head; scales aligned to 2 bytes or more
     kAny,   // any two groups of 8 or more
+    kWhole,  // K and V groups are the whole head: one scale a row, which is a factor of the logit and of the weight
 };
 enum class Scales { kF16, kBf16, kF32, kAny };
 enum class Arithmetic { kMma, kF32 };
@@ -32,7 +33,13 @@ struct Traits {
 
     // Scales other than f16 have a wider range than the operands of the mma: each token's scales are brought into range by a
     // power of two before use ("normalized"). f16 scales take that path only when a tile holds one of 256 or more.
-    static constexpr bool kAlwaysNormalize = SCALES != Scales::kF16 && ARITHMETIC == Arithmetic::kMma;
+    static constexpr bool kWhole = GROUPS == Groups::kWhole;
+    static constexpr bool kAlwaysNormalize = (SCALES != Scales::kF16 || kWhole) && ARITHMETIC == Arithmetic::kMma;
+
+    // Whether tiles may come as runs: larger variants have no registers for both ways.
+    static constexpr bool kRuns = ROW_TILES == 1 || (ROW_TILES == 2 && HEAD_DIM == 128);
+    // Whether a wide scale is looked for before each tile, not after an item that is then done again.
+    static constexpr bool kLooksFirst = !kRuns;
 
     // A lane's share of a K row: units of consecutive channels. See k_channel.
     static constexpr int kKUnitBytes = HEAD_DIM == 96 ? 8 : 16;
@@ -43,24 +50,28 @@ struct Traits {
     static constexpr int kVTiles = HEAD_DIM / 16;  // 16-channel tiles of the output
     static constexpr bool kQueryInShared = (ROW_TILES * kKSteps * 2 > 32 || ROW_TILES == 4) && ARITHMETIC == Arithmetic::kMma;
 
-    // A row of K or V in shared memory: codes, then scales as they lie in memory. The pitch is an odd number of 16-byte units:
-    // the fragment reads then touch every bank once (enumerated; head_dim 64 and 192 take one pass more on K). Where tiles come
-    // as runs of records by bulk copy, the pitch is the record's length instead (two passes at 160 and 320 bytes).
-    static constexpr int kMinGroup = GROUPS == Groups::k16Up ? 16 : 8;
+    // K or V of a tile in shared memory. Copied row by row, with a head_dim of whole 128-byte lines: rows of codes aligned like
+    // their source, the 16-byte pieces of row r at piece ^ (r % 8), so that the fragment reads touch every bank once; then rows
+    // of scales. With another head_dim a row holds codes, then scales as they lie in memory, and the pitch is an odd number of
+    // 16-byte units (one pass more on K at 64 and 192). As a run of records by bulk copy: as it lies in memory (two passes).
+    static constexpr bool kWholeLines = HEAD_DIM % 128 == 0;
+    static constexpr int kMinGroup = GROUPS == Groups::kWhole ? HEAD_DIM : GROUPS == Groups::k16Up ? 16 : 8;
     static constexpr int kMaxGroups = HEAD_DIM / kMinGroup;
     static constexpr int kRawScaleBytes = SCALES == Scales::kF32 || SCALES == Scales::kAny ? 4 : 2;
     static constexpr int kRawRowBytes = kMaxGroups * kRawScaleBytes;
     static constexpr int kRowSlack = GROUPS == Groups::k8 ? 0 : 4;  // scale rows that start in the middle of a word
-    static constexpr int kPitch = round_up(HEAD_DIM + kRawRowBytes + kRowSlack, 16) / 16 * 16 +
+    static constexpr int kOddPitch = round_up(HEAD_DIM + kRawRowBytes + kRowSlack, 16) / 16 * 16 +
                                   (round_up(HEAD_DIM + kRawRowBytes + kRowSlack, 16) / 16 % 2 == 0 ? 16 : 0);
-    static constexpr int kScalesAt = HEAD_DIM;  // in a row
+    static constexpr int kScalePitch = round_up(kRawRowBytes + kRowSlack, 16);  // of whole lines
+    static constexpr int kRowPitch = kWholeLines ? HEAD_DIM : kOddPitch;
+    static constexpr int kRowPlaneBytes = kTileTokens * (kWholeLines ? HEAD_DIM + kScalePitch : kOddPitch);
+    static constexpr int kRowValuesAt = round_up(kRowPlaneBytes, 128);
+    static constexpr int kRecordBytes = round_up(HEAD_DIM + kRawRowBytes, 16);  // of packed rows
     static constexpr int kNormalPitch = round_up(kMaxGroups * 2, 16) + 16;
 
-    // A stage: one tile of K and V; meta = {valid tokens, rows that start in the middle of a word, -, -}; the page indices of
+    // A stage: one tile of K, then V; meta = {valid tokens, rows that start in the middle of a word, -, -}; the page indices of
     // the tile that will take the stage next.
-    static constexpr int kKeysAt = 0;
-    static constexpr int kValuesAt = round_up(kTileTokens * kPitch, 128);
-    static constexpr int kMetaAt = kValuesAt + kTileTokens * kPitch;
+    static constexpr int kMetaAt = kRowValuesAt + kRowPlaneBytes;
     static constexpr int kPagesAt = kMetaAt + 16;
     static constexpr int kStageBytes = round_up(kPagesAt + kTileTokens * 4, 128);  // bulk copies like whole lines
 
@@ -69,15 +80,15 @@ struct Traits {
     static constexpr int kExponentsAt = kNormalAt + kTileTokens * kNormalPitch;
     static constexpr int kWarpBytes = round_up(kExponentsAt + kTileTokens * 4, 128);
 
-    static constexpr int kStatesAt = kWarps * kWarpBytes;                    // float4 [kWarps][kRows]
-    static constexpr int kQueryAt = kStatesAt + kWarps * kRows * 16;         // uint2 [kKSteps][kRowTiles][32]
-    static constexpr int kQueryBytes = kQueryInShared ? kKSteps * kRowTiles * 32 * 8 : 0;
-    static constexpr int kBarriersAt = kQueryAt + kQueryBytes;  // of bulk copies: u64 [kWarps][kNumStages][K, V]
-    static constexpr int kSharedBytes = kBarriersAt + kWarps * kNumStages * 16;
-
     // The merge of the warps reuses the rings: nothing that outlives an item, such as the barriers, lies in them.
     static constexpr int kMergePitch = HEAD_DIM + 4;  // floats
-    static_assert(kWarps * kRows * kMergePitch * 4 <= kStatesAt, "the merge must fit the rings");
+    static constexpr int kMergeBytes = kWarps * kRows * kMergePitch * 4;
+
+    static constexpr int kStatesAt = kWarps * kWarpBytes > kMergeBytes ? kWarps * kWarpBytes : kMergeBytes;  // float4 [kWarps][kRows]
+    static constexpr int kQueryAt = kStatesAt + kWarps * kRows * 16;         // uint2 [kKSteps][kRowTiles][32]
+    static constexpr int kQueryBytes = kQueryInShared ? kKSteps * kRowTiles * 32 * 8 : 0;
+    static constexpr int kBarriersAt = kQueryAt + kQueryBytes;  // of bulk copies: u64 [kWarps][kNumStages]
+    static constexpr int kSharedBytes = kBarriersAt + kWarps * kNumStages * 8;
 
     // First channel of unit `unit` of lane column `column` (lane % 4) in a K row.
     static __device__ __forceinline__ constexpr int k_channel(int unit, int column) {

@@ -9,7 +9,7 @@ import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TABLE = ROOT.parent / "instances.toml"
-GROUPS = {"g8": "k8", "g16": "k16Up", "gx": "kAny"}
+GROUPS = {"g8": "k8", "g16": "k16Up", "gx": "kAny", "gw": "kWhole"}
 SCALES = {"sf16": "kF16", "sbf16": "kBf16", "sf32": "kF32", "sx": "kAny"}
 
 
@@ -25,15 +25,17 @@ def query_in_shared(row):
 def shared_bytes(row):
     d, tiles, stages = row["head_dim"], row["row_tiles"], row["stages"]
     packed = row["groups"] == "g8"
-    groups = d // (16 if row["groups"] == "g16" else 8)
+    groups = d // {"g16": 16, "gw": d}.get(row["groups"], 8)
     raw = groups * (4 if row["scales"] in ("sf32", "sx") else 2)
     pitch = round_up(d + raw + (0 if packed else 4), 16)
     pitch += 16 if pitch // 16 % 2 == 0 else 0
-    stage = round_up(round_up(16 * pitch, 128) + 16 * pitch + 16 + 64, 128)
+    plane = 16 * (d + round_up(raw + (0 if packed else 4), 16)) if d % 128 == 0 else 16 * pitch
+    stage = round_up(round_up(plane, 128) + plane + 16 + 64, 128)
     warp = round_up(stages * stage + 16 * (round_up(groups * 2, 16) + 16) + 64, 128)
     query = d // 16 * tiles * 256 if query_in_shared(row) else 0
-    barriers = 4 * stages * 16
-    return 4 * warp + 4 * 8 * tiles * 16 + query + barriers
+    barriers = 4 * stages * 8
+    merge = 4 * 8 * tiles * (d + 4) * 4
+    return max(4 * warp, merge) + 4 * 8 * tiles * 16 + query + barriers
 
 
 def symbol(row):

@@ -224,7 +224,7 @@ class Decode:
     """One decode problem on the device, ready to launch."""
 
     def __init__(self, kernels, cache, table, kv_lens, q, out_type, plan, *, starts=None, row_stride=0, window=0, soft_cap=0.0,
-                 softmax_scale=None, alibi=None, sinks=None, force=None, lse=True, partials=None, heads_per_cta=1):
+                 softmax_scale=None, alibi=None, sinks=None, force=None, lse=True, partials=None, heads_per_cta=1, ready=True):
         self.k, self.cache, self.q = kernels, cache, q
         self.batch, self.q_len, self.q_heads, self.dim = q.shape
         self.out = torch.full(q.shape, float("nan"), dtype=FLOATS[out_type][1], device=DEV)
@@ -247,8 +247,8 @@ class Decode:
         self.params = cache.pack(ptr(table), ptr(starts), row_stride) + struct.pack(
             "<12Q", ptr(q), ptr(self.out), ptr(self.lse) if lse else 0, ptr(self.lens), ptr(self.items), ptr(self.worker_starts),
             ptr(self.request_partials), ptr(self.partial_o), ptr(self.partial_ml), ptr(alibi), ptr(sinks), ptr(self.error),
-        ) + struct.pack("<7I2fI", self.batch, self.q_len, self.q_heads, self.num_workers, q_type, FLOATS[out_type][0], window,
-                        scale, soft_cap, count)
+        ) + struct.pack("<7I2f3I", self.batch, self.q_len, self.q_heads, self.num_workers, q_type, FLOATS[out_type][0], window,
+                        scale, soft_cap, count, int(ready), 0)
         rows = self.q_heads // cache.heads * self.q_len
         self.symbol = force or pick(kernels, cache, rows)
         row_tiles = kernels.by_symbol[self.symbol]["row_tiles"]
@@ -275,6 +275,9 @@ def pick(kernels, cache, rows, arithmetic="mma"):
     d, scale = cache.dim, "s" + cache.scale
     if arithmetic == "f32":
         return f"kv8_stage1_d{d}_gx_sx_n1_f32"
+    whole = f"kv8_stage1_d{d}_gw_sx_n{1 if rows <= 8 else 2}"
+    if cache.k_group == d and cache.v_group == d and rows <= 16 and whole in kernels.by_symbol:
+        return whole
     if cache.k_group == 8 and cache.v_group == 8 and cache.packed_scales_aligned():
         base = f"kv8_stage1_d{d}_g8_{scale}_n"
     elif cache.k_group >= 16 and cache.v_group >= 16:

@@ -1,8 +1,8 @@
 // Written by dev/instances.py from instances.toml; do not edit.
 #include "../decode/kernels.cuh"
 
-KV8_STAGE1(kv8_stage1_d128_gx_sx_n1, 85696, 2, 128, kv8::Groups::kAny,
+KV8_STAGE1(kv8_stage1_d128_gx_sx_n1, 85600, 2, 128, kv8::Groups::kAny,
            kv8::Scales::kAny, 1, kv8::Arithmetic::kMma, 3)
 
-KV8_STAGE1(kv8_stage1_d128_gx_sx_n1_f32, 85696, 1, 128, kv8::Groups::kAny,
+KV8_STAGE1(kv8_stage1_d128_gx_sx_n1_f32, 85600, 1, 128, kv8::Groups::kAny,
            kv8::Scales::kAny, 1, kv8::Arithmetic::kF32, 3)

@@ -1,14 +1,14 @@
 // Written by dev/instances.py from instances.toml; do not edit.
 #include "../decode/kernels.cuh"
 
-KV8_STAGE1(kv8_stage1_d192_g8_sf16_n1, 99008, 2, 192, kv8::Groups::k8,
+KV8_STAGE1(kv8_stage1_d192_g8_sf16_n1, 98912, 2, 192, kv8::Groups::k8,
            kv8::Scales::kF16, 1, kv8::Arithmetic::kMma, 3)
 
-KV8_STAGE1(kv8_stage1_d192_g8_sf16_n2, 74368, 2, 192, kv8::Groups::k8,
+KV8_STAGE1(kv8_stage1_d192_g8_sf16_n2, 74304, 2, 192, kv8::Groups::k8,
            kv8::Scales::kF16, 2, kv8::Arithmetic::kMma, 2)
 
-KV8_STAGE1(kv8_stage1_d192_g8_sbf16_n1, 99008, 2, 192, kv8::Groups::k8,
+KV8_STAGE1(kv8_stage1_d192_g8_sbf16_n1, 98912, 2, 192, kv8::Groups::k8,
            kv8::Scales::kBf16, 1, kv8::Arithmetic::kMma, 3)
 
-KV8_STAGE1(kv8_stage1_d192_g8_sf32_n1, 84096, 2, 192, kv8::Groups::k8,
+KV8_STAGE1(kv8_stage1_d192_g8_sf32_n1, 84032, 2, 192, kv8::Groups::k8,
            kv8::Scales::kF32, 1, kv8::Arithmetic::kMma, 2)

@@ -1,8 +1,8 @@
 // Written by dev/instances.py from instances.toml; do not edit.
 #include "../decode/kernels.cuh"
 
-KV8_STAGE1(kv8_stage1_d256_gx_sx_n1, 161472, 1, 256, kv8::Groups::kAny,
+KV8_STAGE1(kv8_stage1_d256_gx_sx_n1, 161376, 1, 256, kv8::Groups::kAny,
            kv8::Scales::kAny, 1, kv8::Arithmetic::kMma, 3)
 
-KV8_STAGE1(kv8_stage1_d256_gx_sx_n1_f32, 161472, 1, 256, kv8::Groups::kAny,
+KV8_STAGE1(kv8_stage1_d256_gx_sx_n1_f32, 161376, 1, 256, kv8::Groups::kAny,
            kv8::Scales::kAny, 1, kv8::Arithmetic::kF32, 3)

@@ -1,14 +1,14 @@
 // Written by dev/instances.py from instances.toml; do not edit.
 #include "../decode/kernels.cuh"
 
-KV8_STAGE1(kv8_stage1_d96_g8_sf16_n1, 61120, 3, 96, kv8::Groups::k8,
+KV8_STAGE1(kv8_stage1_d96_g8_sf16_n1, 61024, 3, 96, kv8::Groups::k8,
            kv8::Scales::kF16, 1, kv8::Arithmetic::kMma, 3)
 
-KV8_STAGE1(kv8_stage1_d96_g8_sf16_n2, 80640, 2, 96, kv8::Groups::k8,
+KV8_STAGE1(kv8_stage1_d96_g8_sf16_n2, 80512, 2, 96, kv8::Groups::k8,
            kv8::Scales::kF16, 2, kv8::Arithmetic::kMma, 4)
 
-KV8_STAGE1(kv8_stage1_d96_g8_sbf16_n1, 61120, 3, 96, kv8::Groups::k8,
+KV8_STAGE1(kv8_stage1_d96_g8_sbf16_n1, 61024, 3, 96, kv8::Groups::k8,
            kv8::Scales::kBf16, 1, kv8::Arithmetic::kMma, 3)
 
-KV8_STAGE1(kv8_stage1_d96_g8_sf32_n1, 61120, 3, 96, kv8::Groups::k8,
+KV8_STAGE1(kv8_stage1_d96_g8_sf32_n1, 61024, 3, 96, kv8::Groups::k8,
            kv8::Scales::kF32, 1, kv8::Arithmetic::kMma, 3)

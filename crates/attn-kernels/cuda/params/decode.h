@@ -29,7 +29,9 @@ struct DecodeParams {
     float softmax_scale;
     float soft_cap;             // 0 = none
     uint32_t partial_capacity;  // partials that partial_o and partial_ml hold
+    uint32_t tables_ready;      // 1: plan, lengths and page table were complete before the kernel before this one began
+    uint32_t reserved;
 };
-static_assert(sizeof(DecodeParams) == sizeof(PagedCache) + 12 * 8 + 10 * 4);
+static_assert(sizeof(DecodeParams) == sizeof(PagedCache) + 12 * 8 + 12 * 4);
 
 }  // namespace kv8

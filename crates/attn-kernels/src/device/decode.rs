@@ -36,6 +36,10 @@ pub struct DecodeArgs<'a> {
     pub kv_lens: DeviceView,
     /// The plan, copied to the device.
     pub plan: PlanArgs,
+    /// Whether the plan, `kv_lens` and the page table were complete before the kernel that was queued before this decode
+    /// could begin, as they are when copied from the host: then they are read, and the cache is asked for, while that
+    /// kernel still runs.
+    pub tables_ready: bool,
     /// f32 `[num_partials, num_q_heads, q_len, head_dim]`.
     pub partial_o: DeviceView,
     /// f32 `[num_partials, num_q_heads, q_len, 2]`.
@@ -148,11 +152,11 @@ impl Decoder {
             self.stage1.launch(
                 self.stage1_shape(&params, args.plan.heads_per_block),
                 &params,
-                Order::AfterPrevious,
+                // Stage 1 waits for the kernel before it itself, and so does stage 2: their blocks can be in place before.
+                Order::Overlapping,
                 stream,
             )?;
             if args.plan.has_partials {
-                // Stage 2 waits for stage 1 itself, so that its blocks can be in place before that.
                 self.stage2.launch(self.stage2_shape(&params), &params, Order::Overlapping, stream)?;
             }
         }
@@ -260,6 +264,8 @@ impl Decoder {
             softmax_scale: spec.softmax_scale,
             soft_cap: spec.soft_cap.unwrap_or(0.0),
             partial_capacity: u32::try_from(capacity).unwrap_or(u32::MAX - 1),
+            tables_ready: args.tables_ready.into(),
+            reserved: 0,
         })
     }
 }

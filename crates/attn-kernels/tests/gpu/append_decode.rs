@@ -166,6 +166,7 @@ fn check(case: &mut Case) {
             heads_per_block: 1,
             has_partials: plan.num_partials() > 0,
         },
+        tables_ready: false,
         partial_o: partial_o.view(),
         partial_ml: partial_ml.view(),
         alibi_slopes: None,

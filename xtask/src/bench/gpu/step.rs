@@ -230,6 +230,7 @@ impl<'a> Step<'a> {
                 has_partials: plan.plan.num_partials() > 0
                     && decoder.instance().key.kind == KernelKind::Stage1,
             },
+            tables_ready: true,
             partial_o: plan.partial_o.view(),
             partial_ml: plan.partial_ml.view(),
             alibi_slopes: None,

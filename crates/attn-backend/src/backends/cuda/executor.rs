@@ -305,6 +305,8 @@ impl CudaExecutor {
             lse,
             kv_lens: planned.kv_lens,
             plan: planned.args,
+            // All three came from the host.
+            tables_ready: true,
             partial_o: self.partial_o.view(),
             partial_ml: self.partial_ml.view(),
             alibi_slopes: arrays.alibi_slopes.as_ref().map(DeviceBuffer::view),

@@ -1,4 +1,4 @@
-// Copies tiles of 16 tokens from the cache into a warp's ring with cp.async. Shared by stage 1 and the copy-only reader.
+// Copies tiles of 16 tokens row by row into a warp's ring with cp.async: any layout. See run_loader.cuh for the other way.
 //
 // Lanes 0..15 know where K of the tile's tokens lies, lanes 16..31 where V lies; the copies take the offsets by shuffle.
 // A token past the end, or on a page out of range, is not read: its bytes become zero and its bit in `live` stays clear.
@@ -38,13 +38,23 @@ struct ScaleCopy {
 };
 
 template <class T>
-struct TileLoader {
+struct RowLoader {
     static constexpr bool kPacked = T::kGroups == Groups::k8;
     static constexpr uint32_t kCodePieces = T::kHeadDim / 16;                // 16-byte pieces of a code row
     static constexpr uint32_t kScalePiece = T::kRawRowBytes % 16 == 0 ? 16 : 8;  // packed scales
-    static constexpr uint32_t kScalePieces = T::kRawRowBytes / kScalePiece;
+    static constexpr uint32_t kScalePieces = kPacked ? T::kRawRowBytes / kScalePiece : 1;
     static constexpr bool kLaneCodePiece = 32 % kCodePieces == 0;    // a lane copies the same piece of every row it copies
     static constexpr bool kLaneScalePiece = kPacked && 32 % kScalePieces == 0;
+
+    // Where the rows of a tile lie in a stage.
+    struct Shape {
+        static constexpr uint32_t pitch = T::kRowPitch;
+        static constexpr uint32_t scale_pitch = T::kWholeLines ? T::kScalePitch : T::kRowPitch;
+        static constexpr uint32_t scales_at = T::kWholeLines ? kTileTokens * T::kHeadDim : T::kHeadDim;
+        static constexpr uint32_t values_at = T::kRowValuesAt;
+        static constexpr uint32_t swizzle = T::kWholeLines ? 7 : 0;  // 16-byte piece i of row r of codes lies at i ^ (r & swizzle)
+    };
+    static constexpr bool kNeedsMeta = T::kGroups != Groups::k8;  // of every tile, not of the partial ones alone
 
     // Of this kv head; where a warp's lanes cover whole rows, at the piece that this lane copies.
     const uint8_t* k_codes;
@@ -60,14 +70,11 @@ struct TileLoader {
     ScaleStride scale_slot_stride;
     uint32_t page_len_log2;
     uint32_t num_pages;
-    uint32_t tile_stride;   // tokens from a warp's tile to its next
-    uint32_t record_bytes;  // records that follow each other without a gap in a page of 16 or more; 0: none
-    uint32_t pitch;         // of rows in shared memory
-    uint32_t barriers;      // shared address of this warp's barriers
-    bool barriers_open;
-    uint32_t run_slots;     // stages of the ring whose latest tile came as a run of records
-    uint32_t phases;        // parity of each stage's barriers
-    bool run;               // of the located tile
+    uint32_t tile_stride;  // tokens from a warp's tile to its next
+    bool is_thin;          // one kv head: little of what follows a row in memory is wanted
+    uint32_t lane;
+    uint8_t* ring;
+    uint32_t ring_address;  // shared
 
     const int32_t* page_row;
     uint32_t token_end;
@@ -77,10 +84,19 @@ struct TileLoader {
     uint32_t scale_offset;  // packed; otherwise the low half
     uint32_t scale_offset_high;
     uint32_t live;  // tokens of the located tile that may be read
+    uint32_t partial_stages;  // stages whose tile has tokens that may not be read
 
-    __device__ __forceinline__ TileLoader(const PagedCache& cache, uint32_t head_idx, uint32_t lane, uint32_t token_stride, uint32_t warp_barriers)
+    __device__ __forceinline__ RowLoader(const PagedCache& cache, uint32_t head_idx, uint32_t lane_idx, uint32_t token_stride, uint8_t* warp_ring)
         : k_copy(cache.k_scales, num_groups(cache.head_dim, cache.k_group_len), cache.scale_type),
-          v_copy(cache.v_scales, num_groups(cache.head_dim, cache.v_group_len), cache.scale_type) {
+          v_copy(cache.v_scales, num_groups(cache.head_dim, cache.v_group_len), cache.scale_type),
+          tile_stride(token_stride),
+          is_thin(cache.num_kv_heads == 1),
+          lane(lane_idx),
+          ring(warp_ring),
+          ring_address(ptx::shared_address(warp_ring)),
+          page(0),
+          partial_stages(0) {
+        ptx::keep(ring_address);
         const uint32_t unit = scale_bytes(cache.scale_type);
         k_codes = reinterpret_cast<const uint8_t*>(cache.k_codes.base) + head_idx * cache.k_codes.head_stride;
         v_codes = reinterpret_cast<const uint8_t*>(cache.v_codes.base) + head_idx * cache.v_codes.head_stride;
@@ -101,7 +117,7 @@ struct TileLoader {
             k_scales += lane % kScalePieces * kScalePiece;
             v_scales += lane % kScalePieces * kScalePiece;
         }
-        if constexpr (T::kRowTiles < 4) {  // with four row tiles there is no register to spare
+        if constexpr (T::kRuns) {  // the largest variants have no register to spare
             ptx::keep(k_codes);
             ptx::keep(v_codes);
             ptx::keep(k_scales);
@@ -115,41 +131,17 @@ struct TileLoader {
         }
         page_len_log2 = page_shift(cache);
         num_pages = cache.num_pages;
-        page = 0;
-        tile_stride = token_stride;
-        barriers = warp_barriers;
-        phases = 0;
-        // A tile of records inside a page is one run of bytes: one bulk copy of a run moves more bytes a second than copies
-        // row by row.
-        record_bytes = ptx::kBulkCopies && cache.page_len >= kTileTokens && cache.record_bytes <= T::kPitch ? cache.record_bytes : 0;
-        pitch = record_bytes != 0 ? record_bytes : T::kPitch;
-        ptx::keep(record_bytes);
-        ptx::keep(pitch);
-        barriers_open = false;
     }
 
-    // Begins a range: `first` is the position of this lane's token in the warp's first tile.
+    // Begins a range: `first` is the position of the warp's first tile. Reads the pages of the first tiles into the stages that
+    // they will take.
     __device__ __forceinline__ void begin(const int32_t* row, uint32_t first, uint32_t end) {
         page_row = row;
-        position = first;
+        position = first + (lane & 15);
         token_end = mutant(1) && end > 0 ? end - 1 : end;
-        run_slots = ~0u;
-    }
-
-    __device__ __forceinline__ int32_t read_page(uint32_t at) const {
-        return at < token_end ? __ldg(page_row + (at >> page_len_log2)) : 0;
-    }
-
-    // Reads the pages of the first tiles into the stages that they will take.
-    __device__ __forceinline__ void read_first_pages(uint8_t* ring, uint32_t lane) {
         int32_t pages[T::kNumStages];
 #pragma unroll
         for (int i = 0; i < T::kNumStages; ++i) pages[i] = read_page(position + i * tile_stride);
-        if (record_bytes != 0 && !barriers_open) {  // while the pages are on their way
-            if (lane < 2 * T::kNumStages) ptx::barrier_init(barriers + 8 * lane);
-            ptx::fence_before_bulk_copies();
-            barriers_open = true;
-        }
 #pragma unroll
         for (int i = 0; i < T::kNumStages; ++i) {
             if (lane < kTileTokens) reinterpret_cast<int32_t*>(ring + i * T::kStageBytes + T::kPagesAt)[lane] = pages[i];
@@ -157,22 +149,26 @@ struct TileLoader {
         __syncwarp();
     }
 
+    __device__ __forceinline__ int32_t read_page(uint32_t at) const {
+        return at < token_end ? __ldg(page_row + (at >> page_len_log2)) : 0;
+    }
+
     // The page of this lane's token in the tile that `stage` receives next.
-    static __device__ __forceinline__ int32_t stage_page(const uint8_t* stage, uint32_t lane) {
+    __device__ __forceinline__ int32_t stage_page(const uint8_t* stage) const {
         return reinterpret_cast<const int32_t*>(stage + T::kPagesAt)[lane & 15];
     }
 
     // Page indices travel a whole ring ahead, with the K copies of the tile before them in the same stage: under load a plain
     // load would wait behind all the copies in flight. Call after `locate` of the tile that the stage receives.
-    __device__ __forceinline__ void copy_pages(uint32_t stage, uint32_t lane) const {
+    __device__ __forceinline__ void copy_pages(uint32_t stage) const {
         const uint32_t at = position + (T::kNumStages - 1) * tile_stride;
         if (lane < kTileTokens && at < token_end) {
             ptx::cp_async<4>(stage + T::kPagesAt + lane * 4, page_row + (at >> page_len_log2), 0);
         }
     }
 
-    // Turns `page` into offsets; `lane_token` is lane % 16. True for a lane whose page index is out of range.
-    __device__ __forceinline__ bool locate(uint32_t lane_token) {
+    // Turns `page` into offsets. True for a lane whose page index is out of range.
+    __device__ __forceinline__ bool locate() {
         const uint32_t slot = position & ((1u << page_len_log2) - 1);
         const bool inside = position < token_end;
         if (mutant(23) && static_cast<uint32_t>(page) >= num_pages) page = num_pages - 1;
@@ -187,69 +183,94 @@ struct TileLoader {
             scale_offset = static_cast<uint32_t>(offset);
             scale_offset_high = readable ? static_cast<uint32_t>(offset >> 32) : ptx::kNowhere;
         }
-        // Every token readable and the first of them at a multiple of 16: then the tile lies in one page.
-        run = record_bytes != 0 && live == kFullWarp && ((position ^ lane_token) & (kTileTokens - 1)) == 0;
         position += tile_stride;
         return inside && !readable;
     }
 
+    // Asks for the first tiles of a range ahead of time: their bytes come into the L2, nothing is waited for.
+    __device__ __forceinline__ void prefetch_first_tiles(uint32_t num_tiles) {
+        const uint32_t first = position;
+#pragma unroll 1
+        for (uint32_t i = 0; i < T::kNumStages && i < num_tiles; ++i) {
+            page = stage_page(ring + i * T::kStageBytes);
+            locate();
+            if (code_offset == ptx::kNowhere) continue;
+            const uint8_t* codes = lane < 16 ? k_codes : v_codes;
+            const uint8_t* scales = lane < 16 ? k_scales : v_scales;
+            if constexpr (kLaneCodePiece) codes -= lane % kCodePieces * 16;
+            ptx::prefetch_l2(codes + static_cast<uint64_t>(code_offset) * 16, T::kHeadDim);
+            if constexpr (kPacked && kScalePiece == 16) {
+                if constexpr (kLaneScalePiece) scales -= lane % kScalePieces * kScalePiece;
+                ptx::prefetch_l2(scales + static_cast<uint64_t>(scale_offset) * kScalePiece, T::kRawRowBytes);
+            }
+        }
+        position = first;
+    }
+
     // Tokens of the located tile whose scale row starts in the middle of a word: K in bits 0..15, V in bits 16..31.
-    __device__ __forceinline__ uint32_t misaligned_rows(uint32_t lane) const {
+    __device__ __forceinline__ uint32_t misaligned_rows() const {
         if constexpr (kPacked) return 0;
         const uint32_t base = static_cast<uint32_t>(reinterpret_cast<uint64_t>(lane < 16 ? k_scales : v_scales));
         return __ballot_sync(kFullWarp, ((base + scale_offset) & 2) != 0);
     }
 
-    // Fills stage `slot` of the ring at shared address `stage` with K of the located tile; then fill_v with its V. All reads of
-    // the stage's K (V) must have been ordered by a warp barrier.
-    __device__ __forceinline__ void fill_k(uint32_t slot, uint32_t stage, uint32_t lane) {
-        if (run) {
-            if (!(run_slots >> slot & 1)) {  // the stage was last written row by row
-                ptx::fence_before_bulk_copies();
-                __syncwarp();
-            }
-            if (lane == 0) ptx::bulk_copy(stage + T::kKeysAt, run_source(k_codes), record_bytes * kTileTokens, barriers + 16 * slot);
-        } else {
-            copy_codes(stage + T::kKeysAt, k_codes, lane, 0);
-            copy_scales(stage + T::kKeysAt + T::kScalesAt, k_scales, k_copy, lane, 0);
+    // Fills a stage with the next tile. All reads of the stage must have been ordered by a warp barrier. `bad(position, page)` is
+    // called by lanes whose page is out of range.
+    template <class Bad>
+    __device__ __forceinline__ void fill(uint32_t slot, uint32_t offset, Bad&& bad) {
+        page = stage_page(ring + offset);
+        __syncwarp();
+        const uint32_t at = position;
+        if (locate() && lane < kTileTokens) bad(at, page);
+        const bool partial = live != kFullWarp;
+        partial_stages = partial_stages & ~(1u << slot) | static_cast<uint32_t>(partial) << slot;
+        if (partial || kNeedsMeta) {
+            const uint32_t misaligned = misaligned_rows();
+            if (lane == 0) *reinterpret_cast<uint2*>(ring + offset + T::kMetaAt) = make_uint2(live, misaligned);
         }
-        run_slots = run ? run_slots | 1u << slot : run_slots & ~(1u << slot);
-        copy_pages(stage, lane);
+        const uint32_t stage = ring_address + offset;
+        if (T::kRuns && is_thin) {
+            copy_tile<ptx::Fetch::kSectors>(stage);
+        } else {
+            copy_tile<ptx::Fetch::k128>(stage);
+        }
+        copy_pages(stage);
     }
 
-    __device__ __forceinline__ void fill_v(uint32_t slot, uint32_t stage, uint32_t lane) const {
-        if (run) {
-            if (lane == 16) {
-                ptx::bulk_copy(stage + T::kValuesAt, run_source(v_codes), record_bytes * kTileTokens, barriers + 16 * slot + 8);
-            }
-        } else {
-            copy_codes(stage + T::kValuesAt, v_codes, lane, 16);
-            copy_scales(stage + T::kValuesAt + T::kScalesAt, v_scales, v_copy, lane, 16);
-        }
-    }
+    __device__ __forceinline__ void commit() const { ptx::cp_async_commit(); }
+    __device__ __forceinline__ void wait(uint32_t) const { ptx::cp_async_wait<T::kNumStages - 1>(); }
+    __device__ __forceinline__ void done(uint32_t) {}
+    __device__ __forceinline__ Shape shape() const { return {}; }
 
-    // Waits for one plane (0 = K, 1 = V) of a tile that came as a run. Row-by-row copies are awaited by group.
-    __device__ __forceinline__ void wait_for_run(uint32_t slot, uint32_t plane) const {
-        ptx::barrier_wait(barriers + 16 * slot + 8 * plane, phases >> slot & 1);
-    }
+    // Of the tile in a stage that has come.
+    __device__ __forceinline__ bool is_partial(uint32_t slot, uint32_t) const { return partial_stages >> slot & 1; }
+    __device__ __forceinline__ uint32_t live_tokens(uint32_t, uint32_t offset, uint32_t) const { return meta(offset).x & 0xffffu; }
+    __device__ __forceinline__ uint32_t misaligned_rows_of(uint32_t offset) const { return kNeedsMeta ? meta(offset).y : 0; }
+    __device__ __forceinline__ void clear_dead(uint32_t, uint32_t) const {}  // they came as zeros
 
   private:
-    // For lanes 0 (K) and 16 (V): they hold the tile's first offset, and the copy of a row starts at piece 0 for them.
-    __device__ __forceinline__ const uint8_t* run_source(const uint8_t* plane) const {
-        static_assert(!kLaneCodePiece || 16 % kCodePieces == 0);
-        return plane + static_cast<uint64_t>(code_offset) * 16;
+    __device__ __forceinline__ uint2 meta(uint32_t offset) const { return *reinterpret_cast<const uint2*>(ring + offset + T::kMetaAt); }
+
+    template <ptx::Fetch FETCH>
+    __device__ __forceinline__ void copy_tile(uint32_t stage) const {
+        copy_codes<FETCH>(stage, k_codes, 0);
+        copy_scales<FETCH>(stage + Shape::scales_at, k_scales, k_copy, 0);
+        copy_codes<FETCH>(stage + Shape::values_at, v_codes, 16);
+        copy_scales<FETCH>(stage + Shape::values_at + Shape::scales_at, v_scales, v_copy, 16);
     }
 
     // Neighbouring lanes take neighbouring pieces, so that the copies of eight lanes cover whole sectors.
-    __device__ __forceinline__ void copy_codes(uint32_t dst, const uint8_t* plane, uint32_t lane, uint32_t owner) const {
+    template <ptx::Fetch FETCH>
+    __device__ __forceinline__ void copy_codes(uint32_t dst, const uint8_t* plane, uint32_t owner) const {
         if constexpr (kLaneCodePiece) {
             constexpr uint32_t kRowStep = 32 / kCodePieces;
             const uint32_t first_row = lane / kCodePieces;
-            const uint32_t to = dst + first_row * pitch + lane % kCodePieces * 16;
 #pragma unroll
             for (uint32_t i = 0; i < kTileTokens / kRowStep; ++i) {
-                const uint32_t offset = __shfl_sync(kFullWarp, code_offset, owner + first_row + kRowStep * i);
-                ptx::cp_async<16>(to + kRowStep * i * pitch, plane + static_cast<uint64_t>(offset) * 16, offset);
+                const uint32_t row = first_row + kRowStep * i;
+                const uint32_t piece = lane % kCodePieces ^ (row & Shape::swizzle);
+                const uint32_t offset = __shfl_sync(kFullWarp, code_offset, owner + row);
+                ptx::cp_async<16, FETCH>(dst + row * Shape::pitch + piece * 16, plane + static_cast<uint64_t>(offset) * 16, offset);
             }
         } else {
 #pragma unroll
@@ -257,13 +278,13 @@ struct TileLoader {
                 const uint32_t row = (lane + 32 * i) / kCodePieces;
                 const uint32_t piece = (lane + 32 * i) % kCodePieces;
                 const uint32_t offset = __shfl_sync(kFullWarp, code_offset, owner + row);
-                ptx::cp_async<16>(dst + row * pitch + piece * 16, plane + piece * 16 + static_cast<uint64_t>(offset) * 16, offset);
+                ptx::cp_async<16, FETCH>(dst + row * Shape::pitch + piece * 16, plane + piece * 16 + static_cast<uint64_t>(offset) * 16, offset);
             }
         }
     }
 
-    __device__ __forceinline__ void copy_scales(uint32_t dst, const uint8_t* plane, const ScaleCopy& copy, uint32_t lane,
-                                                uint32_t owner) const {
+    template <ptx::Fetch FETCH>
+    __device__ __forceinline__ void copy_scales(uint32_t dst, const uint8_t* plane, const ScaleCopy& copy, uint32_t owner) const {
         if constexpr (kPacked) {
             constexpr uint32_t kCopies = kScalePieces * kTileTokens;
 #pragma unroll
@@ -274,7 +295,7 @@ struct TileLoader {
                 const uint32_t offset = __shfl_sync(kFullWarp, scale_offset, owner + row);
                 const uint8_t* src = plane + (kLaneScalePiece ? 0 : piece * kScalePiece) + static_cast<uint64_t>(offset) * kScalePiece;
                 if (kCopies % 32 == 0 || idx < kCopies) {
-                    ptx::cp_async<kScalePiece>(dst + row * pitch + piece * kScalePiece, src, offset);
+                    ptx::cp_async<kScalePiece, FETCH>(dst + row * Shape::scale_pitch + piece * kScalePiece, src, offset);
                 }
             }
         } else {
@@ -286,9 +307,9 @@ struct TileLoader {
                 if (first + lane >= kTileTokens << copy.pieces_log2 || piece >= copy.num_pieces) continue;
                 const uint8_t* src = plane + (static_cast<uint64_t>(high) << 32 | low);
                 const uint32_t at = piece << copy.piece_log2;
-                const uint32_t to = dst + row * pitch + at;
+                const uint32_t to = dst + row * Shape::scale_pitch + at;
                 if (copy.piece_log2 == 4) {
-                    ptx::cp_async<16>(to, src + at, high);
+                    ptx::cp_async<16, FETCH>(to, src + at, high);
                 } else if (copy.piece_log2 == 3) {
                     ptx::cp_async<8>(to, src + at, high);
                 } else {
