@@ -13,6 +13,7 @@ use kv_quant::{CacheBuffers, CacheLayout, FloatSliceMut, PageCopy};
 pub struct ForcedIsa(pub Isa);
 
 struct IsaExecutor {
+    isa: Isa,
     layout: CacheLayout,
     cache: CacheBuffers,
     workspace: Workspace,
@@ -60,14 +61,18 @@ impl Backend for ForcedIsa {
         let layout = descriptor.layout.clone();
         let cache = CacheBuffers::zeroed(&layout)?;
         let workspace = Workspace::for_isa(self.0).map_err(failed)?;
-        Ok(Box::new(IsaExecutor { layout, cache, workspace }))
+        Ok(Box::new(IsaExecutor { isa: self.0, layout, cache, workspace }))
     }
 }
 
 impl Executor for IsaExecutor {
     fn append(&mut self, k: Input<'_>, v: Input<'_>, slots: &[i64]) -> Result<(), Error> {
         let (Input::Host(k), Input::Host(v)) = (k, v) else { return Err(failed("host memory only")) };
-        Ok(cpu_reference::append(&self.layout, &mut self.cache.view_mut(), k, v, slots)?)
+        match cpu_reference::append_on(self.isa, &self.layout, &mut self.cache.view_mut(), k, v, slots) {
+            // What a session must see is the cache's own error.
+            Err(cpu_reference::Error::Cache(error)) => Err(error.into()),
+            other => other.map_err(failed),
+        }
     }
 
     fn plan(&mut self, _: &DecodeRequest<'_>, _: &SplitPlan) -> Result<(), Error> {

@@ -102,6 +102,16 @@ impl Arithmetic {
     }
 }
 
+impl Arithmetic {
+    /// The CPU backend with integer dot products for q.k: each 32 channels of q rounded to 127ths of their largest
+    /// magnitude. The scale's own rounding, and the quotient's, are within the added thousandth.
+    pub fn host_int8(spec: &DecodeSpec, plan: &SplitPlan) -> Self {
+        let q_amax_unit = 0.5 / 127.0 * 1.001;
+        // Scales below the normal range lose their relative accuracy.
+        Self { q_amax_unit, q_tiny: FLUSH, ..Self::host(spec, plan) }
+    }
+}
+
 /// What of a plan an error depends on.
 struct PlanFacts {
     /// Tokens of the longest item.

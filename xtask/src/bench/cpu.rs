@@ -110,7 +110,7 @@ pub fn run(args: &CpuArgs) -> anyhow::Result<()> {
         threads: args.threads,
         commit: crate::workspace::commit(),
         read_gb_per_s: all.install(|| measure::read_bandwidth(10)) / 1e9,
-        append_gb_per_s: one.install(append_rate)?,
+        append_gb_per_s: one.install(|| append_rate(isa))?,
         rows: Vec::new(),
     };
     for case in &CASES {
@@ -237,7 +237,7 @@ impl Problem {
 }
 
 /// GB/s of f32 input that one thread appends, best of several passes over a megabyte a side.
-fn append_rate() -> anyhow::Result<f64> {
+fn append_rate(isa: Isa) -> anyhow::Result<f64> {
     let format = CacheFormat::new(8, 128, 32, 32, ScaleType::F16)?;
     let layout = CacheLayout::native(format, 16, 16)?;
     let mut cache = CacheBuffers::zeroed(&layout)?;
@@ -248,7 +248,7 @@ fn append_rate() -> anyhow::Result<f64> {
     for _ in 0..100 {
         let start = Instant::now();
         let x = FloatSlice::F32(&x);
-        cpu_reference::append(&layout, &mut cache.view_mut(), x, x, &slots)?;
+        cpu_reference::append_on(isa, &layout, &mut cache.view_mut(), x, x, &slots)?;
         best = best.min(start.elapsed().as_secs_f64());
     }
     Ok(2.0 * 4.0 * x.len() as f64 / best / 1e9)

@@ -8,25 +8,50 @@ mod stage1;
 pub(crate) use append::Append;
 pub(crate) use stage1::Stage1;
 
-use crate::arch::generic::Simd;
+use crate::arch::generic::{Loop, Simd};
 use crate::arch::portable::Portable;
 use kv_quant::ScaleType;
 use std::arch::aarch64::*;
 
-/// The proof that the CPU has NEON.
+/// The proof that the CPU has NEON; whether it has the dot product of codes too.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Neon(());
+pub(crate) struct Neon {
+    has_dot: bool,
+}
 
 impl Neon {
     /// `None` if the CPU lacks it.
     pub(crate) fn new() -> Option<Self> {
-        std::arch::is_aarch64_feature_detected!("neon").then_some(Self(()))
+        let has_dot = std::arch::is_aarch64_feature_detected!("dotprod");
+        std::arch::is_aarch64_feature_detected!("neon").then_some(Self { has_dot })
     }
 }
 
 /// Eight lanes.
 #[derive(Clone, Copy)]
 pub(crate) struct F8(float32x4_t, float32x4_t);
+
+/// Sums of four products each.
+///
+/// # Safety
+/// The CPU has NEON and its dot product.
+#[inline(always)]
+unsafe fn sdot(a: int8x16_t, b: int8x16_t) -> int32x4_t {
+    // SAFETY: the caller's; the instruction touches nothing but its registers.
+    unsafe {
+        let mut sums = vdupq_n_s32(0);
+        // The intrinsic is not stable in Rust 1.89.
+        std::arch::asm!(
+            ".arch_extension dotprod",
+            "sdot {sums:v}.4s, {a:v}.16b, {b:v}.16b",
+            sums = inout(vreg) sums,
+            a = in(vreg) a,
+            b = in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+        sums
+    }
+}
 
 /// The sums of four rows of eight lanes.
 ///
@@ -43,11 +68,29 @@ unsafe fn quad(rows: [F8; 4]) -> float32x4_t {
     }
 }
 
+#[target_feature(enable = "neon")]
+#[inline(never)]
+fn run<L: Loop<Neon>>(s: Neon, inner: L) {
+    inner.run(s);
+}
+
 // SAFETY of every block below without a comment of its own: the value of type Neon proves the feature.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one argument for all of them, above")]
 impl Simd for Neon {
     const LANES: usize = 8;
     type F = F8;
+    type Integer = Self;
+
+    #[inline(always)]
+    fn integer(self) -> Option<Self> {
+        // Whether there is SDOT is a value here: its intrinsics are not stable, and inline assembly needs no feature.
+        None
+    }
+
+    #[inline(always)]
+    fn run<L: Loop<Self>>(self, inner: L) {
+        unsafe { run(self, inner) }
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> F8 {
@@ -78,19 +121,47 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    unsafe fn load_by_eights(self, p: *const f32) -> F8 {
+    unsafe fn dot_codes(self, k: *const i8, q: *const i8, _: *const i32) -> F8 {
+        unsafe {
+            let half = |i: usize| {
+                let (k, q) = (vld1q_s8(k.add(i)), vld1q_s8(q.add(i)));
+                if self.has_dot {
+                    return vcvtq_f32_s32(sdot(k, q));
+                }
+                let low = vmull_s8(vget_low_s8(k), vget_low_s8(q));
+                let high = vmull_high_s8(k, q);
+                vcvtq_f32_s32(vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)))
+            };
+            F8(half(0), half(16))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_by_eights(self, p: *const f32, _: usize) -> F8 {
         self.splat(unsafe { *p })
     }
 
     #[inline(always)]
-    unsafe fn widen_scales(self, scale_type: ScaleType, p: *const u8, n: usize, out: *mut f32) {
-        // Intrinsics of half precision are not stable in Rust 1.89; `half` uses the instruction where it may.
-        unsafe { Portable.widen_scales(scale_type, p, n, out) }
+    unsafe fn load_repeated<const N: usize>(self, p: *const f32) -> F8 {
+        unsafe {
+            match N {
+                1 => self.load(p),
+                2 => {
+                    let x = vld1q_f32(p);
+                    F8(vzip1q_f32(x, x), vzip2q_f32(x, x))
+                }
+                4 => F8(vdupq_n_f32(*p), vdupq_n_f32(*p.add(1))),
+                _ => self.splat(*p),
+            }
+        }
     }
 
     #[inline(always)]
-    fn prefetch(self, _: *const u8) {
-        // The intrinsic is not stable in Rust 1.89.
+    fn prefetch(self, p: *const u8) {
+        // The intrinsic is not stable in Rust 1.89. SAFETY: any address may be asked for.
+        unsafe {
+            std::arch::asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags));
+        }
     }
 
     #[inline(always)]
@@ -153,8 +224,11 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn sum_lanes(self, rows: &[F8; 16]) -> F8 {
-        unsafe { F8(quad([rows[0], rows[1], rows[2], rows[3]]), quad([rows[4], rows[5], rows[6], rows[7]])) }
+    unsafe fn store_sums(self, rows: &[F8; 8], p: *mut f32) {
+        unsafe {
+            vst1q_f32(p, quad([rows[0], rows[1], rows[2], rows[3]]));
+            vst1q_f32(p.add(4), quad([rows[4], rows[5], rows[6], rows[7]]));
+        }
     }
 
     #[inline(always)]
