@@ -96,7 +96,8 @@ impl Arithmetic {
         Self {
             dot_roundings: (f64::from(spec.head_dim) / crate::stage1::MIN_LANES as f64).ceil() + 7.0,
             rescales: tiles + facts.splits,
-            sum_roundings: tile.min(facts.longest) + 2.0 + 2.0 * tiles + 3.0 * facts.splits + 6.0,
+            // A weight times V's scale is the first.
+            sum_roundings: 1.0 + tile.min(facts.longest) + 2.0 + 2.0 * tiles + 3.0 * facts.splits + 6.0,
             ..Self::f32(spec, plan)
         }
     }

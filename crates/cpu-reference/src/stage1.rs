@@ -237,6 +237,8 @@ fn share_out<U: Send>(
         let start = Instant::now();
         while left.load(Ordering::Acquire) > 0 && start.elapsed() < LONGEST_SPIN {
             (0..64).for_each(|_| std::hint::spin_loop());
+            // The other may be waiting for this very core.
+            std::thread::yield_now();
         }
     });
 }
