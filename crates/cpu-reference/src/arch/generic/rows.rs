@@ -1,5 +1,6 @@
 //! Where the rows of a tile lie: looked up once for all query rows.
 
+use super::Simd;
 use crate::stage1::{Step, TILE_LEN};
 use kv_quant::{Element, MAX_HEAD_DIM, ScaleType};
 
@@ -84,6 +85,19 @@ impl SideRows {
                 next = next.wrapping_add(stride);
             }
         }
+    }
+
+    /// Asks for one row's cache lines.
+    #[inline(always)]
+    pub(crate) fn prefetch<S: Simd>(&self, s: S, token: usize, head_dim: usize) {
+        let (Some(&codes), Some(&scales)) = (self.codes.get(token), self.scales.get(token)) else { return };
+        s.prefetch(codes);
+        let mut at = 64;
+        while at < head_dim {
+            s.prefetch(codes.wrapping_add(at));
+            at += 64;
+        }
+        s.prefetch(scales);
     }
 }
 

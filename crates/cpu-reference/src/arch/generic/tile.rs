@@ -21,21 +21,10 @@ pub(crate) struct Ahead<'a> {
 }
 
 impl Ahead<'_> {
-    /// Rows `first..end`, as far as there are so many.
     #[inline(always)]
-    fn fetch<S: Simd>(&self, s: S, first: usize, end: usize) {
-        let end = end.min(self.len).min(TILE);
-        if first < end {
-            let rows = self.rows.codes[first..end].iter().zip(&self.rows.scales[first..end]);
-            for (&codes, &scales) in rows {
-                s.prefetch(codes);
-                let mut at = 64;
-                while at < self.head_dim {
-                    s.prefetch(codes.wrapping_add(at));
-                    at += 64;
-                }
-                s.prefetch(scales);
-            }
+    fn fetch<S: Simd>(&self, s: S, token: usize) {
+        if token < self.len.min(TILE) {
+            self.rows.prefetch(s, token, self.head_dim);
         }
     }
 }
@@ -83,7 +72,9 @@ impl<S: Simd, const R: usize, const RS: usize, const TB: usize, const CPG: usize
         let mut first = 0;
         while first < len {
             let mut sums = [[s.splat(0.0); R]; TB];
-            ahead.fetch(s, first, first + TB);
+            for t in 0..TB {
+                ahead.fetch(s, first + t);
+            }
             if CPG == 0 {
                 for chunk in 0..num_chunks {
                     for t in 0..TB {
@@ -163,7 +154,9 @@ impl<S: Simd, const R: usize, const RS: usize, const TB: usize> Loop<S> for IntD
         let mut first = 0;
         while first < len {
             let mut sums = [[s.splat(0.0); R]; TB];
-            ahead.fetch(s, first, first + TB);
+            for t in 0..TB {
+                ahead.fetch(s, first + t);
+            }
             for vector in 0..num_vectors {
                 for t in 0..TB {
                     // SAFETY: first + t < TILE, every row has num_vectors vectors, and q has R of each.
@@ -336,7 +329,9 @@ unsafe fn values<
     const { assert!(SUMS_OF <= TU && R <= RS) };
     let Pass { weights, tile, len, rescale, o, o_stride, .. } = *pass;
     let ahead = |chunk: usize| chunk * TILE / pass.num_chunks;
-    pass.ahead.fetch(s, ahead(chunk), ahead(chunk + CB));
+    for token in ahead(chunk)..ahead(chunk + CB) {
+        pass.ahead.fetch(s, token);
+    }
     let mut sums = [[[s.splat(0.0); CB]; R]; SUMS_OF];
     let mut token = 0;
     while token + TU <= len {
