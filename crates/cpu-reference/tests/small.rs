@@ -1,6 +1,6 @@
 //! Small cases through every path of stage 1 and append, quick enough for an interpreter (Miri) and in buffers of exactly
 //! the right size for a sanitizer. How to run both: `docs/cpu-performance.md`.
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use cpu_reference::case::CaseConfig;
 use cpu_reference::{Arithmetic, DotProduct, Isa, Workspace};

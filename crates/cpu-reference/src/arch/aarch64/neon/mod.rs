@@ -13,45 +13,20 @@ use crate::arch::portable::Portable;
 use kv_quant::ScaleType;
 use std::arch::aarch64::*;
 
-/// The proof that the CPU has NEON; whether it has the dot product of codes too.
+/// The proof that the CPU has NEON.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Neon {
-    has_dot: bool,
-}
+pub(crate) struct Neon(());
 
 impl Neon {
     /// `None` if the CPU lacks it.
     pub(crate) fn new() -> Option<Self> {
-        let has_dot = std::arch::is_aarch64_feature_detected!("dotprod");
-        std::arch::is_aarch64_feature_detected!("neon").then_some(Self { has_dot })
+        std::arch::is_aarch64_feature_detected!("neon").then_some(Self(()))
     }
 }
 
 /// Eight lanes.
 #[derive(Clone, Copy)]
 pub(crate) struct F8(float32x4_t, float32x4_t);
-
-/// Sums of four products each.
-///
-/// # Safety
-/// The CPU has NEON and its dot product.
-#[inline(always)]
-unsafe fn sdot(a: int8x16_t, b: int8x16_t) -> int32x4_t {
-    // SAFETY: the caller's; the instruction touches nothing but its registers.
-    unsafe {
-        let mut sums = vdupq_n_s32(0);
-        // The intrinsic is not stable in Rust 1.89.
-        std::arch::asm!(
-            ".arch_extension dotprod",
-            "sdot {sums:v}.4s, {a:v}.16b, {b:v}.16b",
-            sums = inout(vreg) sums,
-            a = in(vreg) a,
-            b = in(vreg) b,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-        sums
-    }
-}
 
 /// The sums of four rows of eight lanes.
 ///
@@ -83,7 +58,7 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn integer(self) -> Option<Self> {
-        // Whether there is SDOT is a value here: its intrinsics are not stable, and inline assembly needs no feature.
+        // The intrinsics of SDOT are not stable in Rust 1.89.
         None
     }
 
@@ -125,9 +100,6 @@ impl Simd for Neon {
         unsafe {
             let half = |i: usize| {
                 let (k, q) = (vld1q_s8(k.add(i)), vld1q_s8(q.add(i)));
-                if self.has_dot {
-                    return vcvtq_f32_s32(sdot(k, q));
-                }
                 let low = vmull_s8(vget_low_s8(k), vget_low_s8(q));
                 let high = vmull_high_s8(k, q);
                 vcvtq_f32_s32(vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)))
@@ -157,11 +129,8 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn prefetch(self, p: *const u8) {
-        // The intrinsic is not stable in Rust 1.89. SAFETY: any address may be asked for.
-        unsafe {
-            std::arch::asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags));
-        }
+    fn prefetch(self, _: *const u8) {
+        // The intrinsic is not stable in Rust 1.89.
     }
 
     #[inline(always)]
