@@ -5,14 +5,20 @@ use attn_backend::{
     NormalDecode, Output, Refusal, Stream,
 };
 use attn_plan::{DecodeRequest, DecodeSpec, SplitConfig, SplitPlan};
-use cpu_reference::{Arithmetic, Isa, Workspace};
+use cpu_reference::{Arithmetic, DotProduct, Isa, Workspace};
 use kv_quant::{CacheBuffers, CacheLayout, FloatSliceMut, PageCopy};
 
-/// The CPU backend, held to one instruction set.
+/// The CPU backend, held to one instruction set and one way to compute q.k.
 #[derive(Clone, Copy, Debug)]
-pub struct ForcedIsa(pub Isa);
+pub struct ForcedIsa {
+    /// Which instruction set.
+    pub isa: Isa,
+    /// How q.k is computed.
+    pub dot: DotProduct,
+}
 
 struct IsaExecutor {
+    isa: Isa,
     layout: CacheLayout,
     cache: CacheBuffers,
     workspace: Workspace,
@@ -24,14 +30,17 @@ fn failed(error: impl std::fmt::Display) -> Error {
 
 impl Backend for ForcedIsa {
     fn id(&self) -> BackendId {
-        BackendId::named(format!("cpu-{}", self.0))
+        match self.dot {
+            DotProduct::F32 => BackendId::named(format!("cpu-{}", self.isa)),
+            _ => BackendId::named(format!("cpu-{}-int8", self.isa)),
+        }
     }
 
     fn probe(&self) -> Result<Device, Refusal> {
-        if self.0.is_available() {
+        if self.isa.is_available() {
             return CpuBackend.probe();
         }
-        Err(Refusal::Unavailable { reason: format!("this CPU has no {}", self.0) })
+        Err(Refusal::Unavailable { reason: format!("this CPU has no {}", self.isa) })
     }
 
     fn capability(&self) -> Capability {
@@ -48,7 +57,10 @@ impl Backend for ForcedIsa {
     }
 
     fn arithmetic(&self, spec: &DecodeSpec, plan: &SplitPlan) -> Arithmetic {
-        CpuBackend.arithmetic(spec, plan)
+        match self.dot {
+            DotProduct::F32 => CpuBackend.arithmetic(spec, plan),
+            _ => Arithmetic::host_int8(spec, plan),
+        }
     }
 
     fn open<'a>(
@@ -59,15 +71,19 @@ impl Backend for ForcedIsa {
     ) -> Result<Box<dyn Executor + 'a>, Error> {
         let layout = descriptor.layout.clone();
         let cache = CacheBuffers::zeroed(&layout)?;
-        let workspace = Workspace::for_isa(self.0).map_err(failed)?;
-        Ok(Box::new(IsaExecutor { layout, cache, workspace }))
+        let workspace = Workspace::for_isa(self.isa).map_err(failed)?.with_dot(self.dot);
+        Ok(Box::new(IsaExecutor { isa: self.isa, layout, cache, workspace }))
     }
 }
 
 impl Executor for IsaExecutor {
     fn append(&mut self, k: Input<'_>, v: Input<'_>, slots: &[i64]) -> Result<(), Error> {
         let (Input::Host(k), Input::Host(v)) = (k, v) else { return Err(failed("host memory only")) };
-        Ok(cpu_reference::append(&self.layout, &mut self.cache.view_mut(), k, v, slots)?)
+        match cpu_reference::append_on(self.isa, &self.layout, &mut self.cache.view_mut(), k, v, slots) {
+            // What a session must see is the cache's own error.
+            Err(cpu_reference::Error::Cache(error)) => Err(error.into()),
+            other => other.map_err(failed),
+        }
     }
 
     fn plan(&mut self, _: &DecodeRequest<'_>, _: &SplitPlan) -> Result<(), Error> {

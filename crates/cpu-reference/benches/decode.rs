@@ -73,12 +73,12 @@ fn append(criterion: &mut Criterion) {
         let x = noise(tokens as usize * 1024);
         let x = FloatSlice::F32(&x);
         group.throughput(Throughput::Bytes(2 * 4 * x.len() as u64));
-        group.bench_function(
-            BenchmarkId::new(format!("{tokens} tokens"), format!("g{group_len}")),
-            |bencher| {
-                bencher.iter(|| cpu_reference::append(&layout, &mut cache.view_mut(), x, x, &slots));
-            },
-        );
+        for isa in Isa::available() {
+            let name = format!("{tokens} tokens g{group_len}");
+            group.bench_function(BenchmarkId::new(name, isa), |bencher| {
+                bencher.iter(|| cpu_reference::append_on(isa, &layout, &mut cache.view_mut(), x, x, &slots));
+            });
+        }
     }
 }
 

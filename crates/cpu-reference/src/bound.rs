@@ -106,9 +106,20 @@ impl Arithmetic {
         Self {
             dot_roundings: (f64::from(spec.head_dim) / crate::stage1::MIN_LANES as f64).ceil() + 7.0,
             rescales: tiles + facts.splits,
-            sum_roundings: tile.min(facts.longest) + 2.0 + 2.0 * tiles + 3.0 * facts.splits + 6.0,
+            // A weight times V's scale is the first.
+            sum_roundings: 1.0 + tile.min(facts.longest) + 2.0 + 2.0 * tiles + 3.0 * facts.splits + 6.0,
             ..Self::f32(spec, plan)
         }
+    }
+}
+
+impl Arithmetic {
+    /// The CPU backend with integer dot products for q.k: each 32 channels of q rounded to 127ths of their largest
+    /// magnitude. The scale's own rounding, and the quotient's, are within the added thousandth.
+    pub fn host_int8(spec: &DecodeSpec, plan: &SplitPlan) -> Self {
+        let q_amax_unit = 0.5 / 127.0 * 1.001;
+        // Scales below the normal range lose their relative accuracy.
+        Self { q_amax_unit, q_tiny: FLUSH, ..Self::host(spec, plan) }
     }
 }
 

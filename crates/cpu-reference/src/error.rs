@@ -58,3 +58,10 @@ pub enum Error {
     #[error(transparent)]
     Cache(#[from] kv_quant::Error),
 }
+
+impl Error {
+    /// An instruction set that this machine cannot run.
+    pub(crate) fn unavailable(isa: crate::Isa) -> Self {
+        Self::Isa { asked: isa.name().into(), available: crate::Isa::available() }
+    }
+}

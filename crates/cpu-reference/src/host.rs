@@ -34,7 +34,7 @@ pub fn decode(
 ) -> Result<(), Error> {
     check(layout, request, plan, q, &out, lse.as_deref())?;
     let kernel = workspace.kernel.clone()?;
-    let step = stage1::Step::new(layout, cache, request)?;
+    let step = stage1::Step::new(layout, cache, request, workspace.dot)?;
     stage1::run(kernel, &step, plan, q, workspace);
     stage2::run(&step, workspace, &mut out, lse);
     Ok(())

@@ -105,7 +105,16 @@ impl Kernel {
             Isa::Neon => neon::Stage1::new().map(Kernel::Neon),
             _ => None,
         };
-        kernel.ok_or_else(|| Error::Isa { asked: isa.name().into(), available: Isa::available() })
+        kernel.ok_or_else(|| Error::unavailable(isa))
+    }
+
+    /// Lanes of a vector.
+    pub(crate) fn lanes(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx512(_) => 16,
+            _ => 8,
+        }
     }
 
     #[inline]

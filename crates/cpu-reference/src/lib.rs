@@ -15,15 +15,17 @@ mod host;
 mod isa;
 pub mod measure;
 pub mod oracle;
+mod query;
 mod stage1;
 mod stage2;
 #[cfg(feature = "proptest")]
 pub mod strategies;
 mod workspace;
 
-pub use append::append;
+pub use append::{append, append_on};
 pub use bound::Arithmetic;
 pub use error::Error;
 pub use host::{decode, split_config};
 pub use isa::{ISA_VARIABLE, Isa};
+pub use query::DotProduct;
 pub use workspace::Workspace;

@@ -2,19 +2,27 @@
 //!
 //! The unit of work is one item for one kv head; its rows are the `q_len * gqa_group` query rows that read that head.
 
+use crate::DotProduct;
 use crate::arch::generic::{BlockMask, Bytes, LogitRule, SidePlanes};
 use crate::isa::Kernel;
+use crate::query;
 use crate::workspace::{Line, Workspace};
 use attn_plan::{DecodeRequest, SplitPlan, WorkItem};
 use kv_quant::{CacheLayout, CacheView, FloatSlice, PlaneId, Side};
-use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 /// Tokens between two looks at the running maximum.
 pub(crate) const TILE_LEN: u32 = 64;
 /// Lanes of the narrowest instance: partial sums of a dot product that run side by side.
 pub(crate) const MIN_LANES: usize = 8;
 /// Rows of q and o are padded to a multiple of this many f32: the widest instance's lanes.
-const DIM_ALIGN: usize = 16;
+pub(crate) const DIM_ALIGN: usize = 16;
+
+/// The most query rows that one pass over a tile serves.
+pub(crate) const MAX_BLOCK: usize = 8;
 
 /// Below this many products of q.k one thread is done before another has woken up.
 const SERIAL_PRODUCTS: usize = 1 << 18;
@@ -24,6 +32,12 @@ pub(crate) fn padded_dim(head_dim: usize) -> usize {
     head_dim.next_multiple_of(DIM_ALIGN)
 }
 
+/// So many units are left for each thread, that one which is late still has something to give away.
+const UNITS_PER_THREAD: usize = 2;
+
+/// How long a thread waits for the others of its step before it looks for other work.
+const LONGEST_SPIN: Duration = Duration::from_micros(100);
+
 /// What all units of a step share.
 pub(crate) struct Step<'a> {
     pub request: DecodeRequest<'a>,
@@ -32,8 +46,6 @@ pub(crate) struct Step<'a> {
     pub rule: LogitRule,
     pub num_pages: u64,
     pub page_len: u32,
-    /// Whether a slot's heads lie closer than a head's slots.
-    pub heads_are_neighbours: bool,
     pub num_kv_heads: usize,
     pub gqa_group: usize,
     /// Query rows of a kv head: `q_len * gqa_group`, q_len outer.
@@ -41,6 +53,8 @@ pub(crate) struct Step<'a> {
     pub head_dim: usize,
     /// `head_dim` rounded up to the widest vector.
     pub padded_dim: usize,
+    /// Whether q.k is computed in integers.
+    pub is_integer: bool,
 }
 
 /// One item for some neighbouring kv heads.
@@ -48,7 +62,8 @@ pub(crate) struct Unit<'a> {
     pub item: WorkItem,
     pub first_head: usize,
     pub num_heads: usize,
-    /// `[num_heads][rows][padded_dim]`.
+    /// `[num_heads]`, then blocks of up to [`MAX_BLOCK`] rows, `rows * padded_dim` f32 in all, as
+    /// [`query::pack`] makes them.
     pub q: &'a [f32],
     /// `[num_heads][rows][padded_dim]`.
     pub o: &'a mut [f32],
@@ -63,6 +78,7 @@ impl<'a> Step<'a> {
         layout: &CacheLayout,
         cache: CacheView<'a>,
         request: &DecodeRequest<'a>,
+        dot: DotProduct,
     ) -> Result<Self, kv_quant::Error> {
         for (buffer_idx, &want) in layout.buffer_bytes().iter().enumerate() {
             let got = cache.buffer(buffer_idx).len() as u64;
@@ -106,15 +122,12 @@ impl<'a> Step<'a> {
             },
             num_pages: layout.num_pages(),
             page_len: layout.page_len(),
-            heads_are_neighbours: {
-                let codes = layout.plane(PlaneId::Codes(Side::K));
-                codes.head_stride < codes.slot_stride || layout.page_len() == 1
-            },
             num_kv_heads: spec.num_kv_heads as usize,
             gqa_group,
             rows: spec.q_len as usize * gqa_group,
             head_dim,
             padded_dim: padded_dim(head_dim),
+            is_integer: dot == DotProduct::Int8 && query::can_be_integer(format),
         })
     }
 
@@ -159,7 +172,7 @@ pub(crate) fn run(
     q: FloatSlice<'_>,
     workspace: &mut Workspace,
 ) {
-    let Step { num_kv_heads, gqa_group, rows, head_dim, padded_dim, .. } = *step;
+    let Step { num_kv_heads, rows, padded_dim, .. } = *step;
     let batch = step.request.batch();
     let num_units = plan.items().len() * num_kv_heads;
     let row_lines = padded_dim / Line::LEN;
@@ -173,25 +186,16 @@ pub(crate) fn run(
         }
     }
     workspace.request_items.resize(batch + 1, plan.items().len());
-    let q_len = step.request.spec.q_len as usize;
-    let q_rows: &mut [f32] = bytemuck::cast_slice_mut(&mut workspace.q);
-    for (i, row) in q_rows.chunks_exact_mut(padded_dim).enumerate() {
-        // [batch][kv_head][q_idx][in_group] here, [batch][q_idx][kv_head][in_group] there.
-        let (request_idx, kv_head, row_idx) = (i / rows / num_kv_heads, i / rows % num_kv_heads, i % rows);
-        let (q_idx, in_group) = (row_idx / gqa_group, row_idx % gqa_group);
-        let source = ((request_idx * q_len + q_idx) * num_kv_heads + kv_head) * gqa_group + in_group;
-        let (row, padding) = row.split_at_mut(head_dim);
-        q.widen(source * head_dim, row);
-        padding.fill(0.0);
-    }
+    query::pack(step, kernel.lanes(), q, bytemuck::cast_slice_mut(&mut workspace.q));
     let q: &[f32] = bytemuck::cast_slice(&workspace.q);
     let o: &mut [f32] = bytemuck::cast_slice_mut(&mut workspace.o);
-    // Where the heads of a token are neighbours in memory, one unit takes as many of them as leave work for all threads:
-    // it reads whole pages rather than a stripe of each. Bits do not depend on it, since heads never mix.
+    // Where there is plenty, a unit takes several heads: it reads whole pages rather than a stripe of each. Bits do not depend
+    // on it, since heads never mix.
     let num_items = plan.items().len();
-    let enough = |heads: &usize| num_items * (num_kv_heads / heads) >= rayon::current_num_threads();
+    let threads = rayon::current_num_threads();
+    let enough = |heads: &usize| num_items * (num_kv_heads / heads) >= UNITS_PER_THREAD * threads;
     let mut divisors = (1..=num_kv_heads).rev().filter(|heads| num_kv_heads.is_multiple_of(*heads));
-    let num_heads = if step.heads_are_neighbours { divisors.find(enough).unwrap_or(1) } else { 1 };
+    let num_heads = divisors.find(enough).unwrap_or(1);
     let blocks = num_kv_heads / num_heads;
     let row_len = rows * padded_dim;
     let attend = |(unit, (o, ml)): (usize, (&mut [f32], &mut [f32]))| {
@@ -203,9 +207,48 @@ pub(crate) fn run(
     };
     let (o_len, ml_len) = (num_heads * row_len, num_heads * rows * 2);
     let tokens: usize = plan.items().iter().map(|item| item.num_tokens() as usize).sum();
+    let units = o.chunks_mut(o_len).zip(workspace.ml.chunks_mut(ml_len)).enumerate();
     if tokens * num_kv_heads * row_len < SERIAL_PRODUCTS {
-        o.chunks_mut(o_len).zip(workspace.ml.chunks_mut(ml_len)).enumerate().for_each(attend);
+        units.for_each(attend);
     } else {
-        o.par_chunks_mut(o_len).zip(workspace.ml.par_chunks_mut(ml_len)).enumerate().for_each(attend);
+        share_out(threads.min(units.len()), units, attend);
+    }
+}
+
+/// Hands `units` out to `threads` threads, one by one: from the front to every second thread, from the back to the others.
+/// Two threads so have a half each, of different tokens and the same from step to step.
+fn share_out<U: Send>(
+    threads: usize,
+    units: impl ExactSizeIterator<Item = U> + DoubleEndedIterator + Send,
+    attend: impl Fn(U) + Sync,
+) {
+    let left = AtomicUsize::new(units.len());
+    let units = Mutex::new(units);
+    let take = |thread: usize| {
+        let mut units = units.lock().ok()?;
+        if thread.is_multiple_of(2) { units.next() } else { units.next_back() }
+    };
+    fork(0..threads, &|thread| {
+        while let Some(unit) = take(thread) {
+            attend(unit);
+            left.fetch_sub(1, Ordering::Release);
+        }
+        // A thread that is done first would soon be asleep, and late for the next step.
+        let start = Instant::now();
+        while left.load(Ordering::Acquire) > 0 && start.elapsed() < LONGEST_SPIN {
+            (0..64).for_each(|_| std::hint::spin_loop());
+            // The other may be waiting for this very core.
+            std::thread::yield_now();
+        }
+    });
+}
+
+/// Calls `work` once for each of `threads`, on as many threads as are free. Does not allocate.
+fn fork(threads: Range<usize>, work: &(impl Fn(usize) + Sync)) {
+    if threads.len() > 1 {
+        let middle = threads.start + threads.len() / 2;
+        rayon::join(|| fork(threads.start..middle, work), || fork(middle..threads.end, work));
+    } else {
+        work(threads.start);
     }
 }

@@ -1,7 +1,7 @@
 //! Memory that a decode step needs, kept from step to step.
 
 use crate::isa::Kernel;
-use crate::{Error, Isa};
+use crate::{DotProduct, Error, Isa};
 
 /// One cache line of f32, so that vectors never straddle lines.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -18,7 +18,8 @@ impl Line {
 #[derive(Clone, Debug)]
 pub struct Workspace {
     pub(crate) kernel: Result<Kernel, Error>,
-    /// q in f32, `[batch, num_kv_heads, rows, padded_dim]` with `rows = q_len * gqa_group`.
+    pub(crate) dot: DotProduct,
+    /// q, `[batch, num_kv_heads, rows * padded_dim]` with `rows = q_len * gqa_group`, packed by [`crate::query`].
     pub(crate) q: Vec<Line>,
     /// Unnormalized outputs, `[num_items, num_kv_heads, rows, padded_dim]`.
     pub(crate) o: Vec<Line>,
@@ -50,7 +51,15 @@ impl Workspace {
     }
 
     fn with_kernel(kernel: Result<Kernel, Error>) -> Self {
-        Self { kernel, q: Vec::new(), o: Vec::new(), ml: Vec::new(), request_items: Vec::new() }
+        let dot = DotProduct::default();
+        Self { kernel, dot, q: Vec::new(), o: Vec::new(), ml: Vec::new(), request_items: Vec::new() }
+    }
+
+    /// The same, with q.k computed in another way than in f32. For `Int8` outputs are within
+    /// [`crate::Arithmetic::host_int8`], not within [`crate::Arithmetic::host`].
+    #[must_use]
+    pub fn with_dot(self, dot: DotProduct) -> Self {
+        Self { dot, ..self }
     }
 
     /// Bytes held.

@@ -1,20 +1,41 @@
 //! Append against the plain version of `kv_quant`: same bits, same errors, nothing written on error.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+use cpu_reference::Isa;
 use cpu_reference::case::{Floats, Rng};
 use half::{bf16, f16};
 use kv_quant::{CacheBuffers, CacheFormat, CacheLayout, Error, FloatSlice, FloatType, ScaleType, Side};
 
+/// On every instruction set that this machine has, and on the one that is chosen.
 fn both(layout: &CacheLayout, k: FloatSlice<'_>, v: FloatSlice<'_>, slots: &[i64]) -> Result<(), Error> {
-    let mut plain = CacheBuffers::zeroed(layout).unwrap();
-    plain.as_mut_vecs().iter_mut().for_each(|buffer| buffer.fill(0xa5));
-    let mut fast = plain.clone();
+    let mut empty = CacheBuffers::zeroed(layout).unwrap();
+    empty.as_mut_vecs().iter_mut().for_each(|buffer| buffer.fill(0xa5));
+    let (mut plain, mut fast) = (empty.clone(), empty.clone());
     let want = kv_quant::append(layout, &mut plain.view_mut(), k, v, slots);
     let got = cpu_reference::append(layout, &mut fast.view_mut(), k, v, slots);
     // Errors may hold NaN, so they are compared as text.
     assert_eq!(format!("{got:?}"), format!("{want:?}"));
     assert!(plain == fast, "different bits: {layout:?}");
+    for isa in Isa::available() {
+        let mut fast = empty.clone();
+        let got = cpu_reference::append_on(isa, layout, &mut fast.view_mut(), k, v, slots);
+        assert_eq!(format!("{got:?}"), format!("{:?}", want.clone().map_err(cpu_reference::Error::Cache)));
+        assert!(plain == fast, "{isa}, different bits: {layout:?}");
+    }
     got
+}
+
+#[test]
+fn an_instruction_set_that_is_not_there_is_refused() {
+    let format = CacheFormat::new(1, 16, 16, 16, ScaleType::F16).unwrap();
+    let layout = CacheLayout::nhd(format, 1, 16).unwrap();
+    let mut cache = CacheBuffers::zeroed(&layout).unwrap();
+    let x = [1f32; 16];
+    let x = FloatSlice::F32(&x);
+    for isa in Isa::ALL {
+        let got = cpu_reference::append_on(isa, &layout, &mut cache.view_mut(), x, x, &[0]);
+        assert_eq!(got.is_ok(), isa.is_available(), "{isa}: {got:?}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::record::quantiles;
 use anyhow::Context;
 use attn_plan::{DecodeRequest, DecodeSpec, PageTable, SplitPlan};
 use cpu_reference::case::Rng;
-use cpu_reference::{Isa, Workspace, measure};
+use cpu_reference::{DotProduct, Isa, Workspace, measure};
 use kv_quant::{CacheBuffers, CacheFormat, CacheLayout, FloatSlice, FloatSliceMut, FloatType, ScaleType};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ pub struct CpuArgs {
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
-    /// Also write the JSON to this file
+    /// Also write JSON to this file, with the details that the table has
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
     /// Draw time against bytes, with the machine's bandwidth as the roof
@@ -28,6 +28,9 @@ pub struct CpuArgs {
     /// Instruction set (portable, avx2, avx512); the best of this machine if not given
     #[arg(long)]
     isa: Option<String>,
+    /// q.k in integers
+    #[arg(long)]
+    int8: bool,
     /// Group lengths
     #[arg(long, value_delimiter = ',', default_values_t = [8, 32, 128])]
     group_len: Vec<u32>,
@@ -66,9 +69,48 @@ const fn case(name: &'static str, shape: [u32; 4], ggml: [f64; 2]) -> Case {
 
 /// What is printed as JSON.
 #[derive(Debug, Serialize)]
+struct Summary<'a> {
+    cpu: &'a str,
+    isa: &'a str,
+    threads: usize,
+    read_gb_per_s: f64,
+    rows: Vec<SummaryRow<'a>>,
+}
+
+/// One case of it.
+#[derive(Debug, Serialize)]
+struct SummaryRow<'a> {
+    case: &'a str,
+    group_len: u32,
+    microseconds: f64,
+    gb_per_s: f64,
+    share_of_read: f64,
+    ratio_to: &'a BTreeMap<&'static str, f64>,
+}
+
+impl<'a> Summary<'a> {
+    fn of(record: &'a Record) -> Self {
+        let row = |row: &'a Row| SummaryRow {
+            case: row.case,
+            group_len: row.group_len,
+            microseconds: row.microseconds,
+            gb_per_s: row.gb_per_s,
+            share_of_read: row.share_of_read,
+            ratio_to: &row.ratio_to,
+        };
+        let Record { cpu, isa, threads, read_gb_per_s, .. } = record;
+        let rows = record.rows.iter().map(row).collect();
+        Self { cpu, isa, threads: *threads, read_gb_per_s: *read_gb_per_s, rows }
+    }
+}
+
+/// What is kept of a run.
+#[derive(Debug, Serialize)]
 struct Record {
     cpu: String,
     isa: &'static str,
+    /// How q.k was computed.
+    dot: &'static str,
     threads: usize,
     commit: String,
     read_gb_per_s: f64,
@@ -102,22 +144,24 @@ pub fn run(args: &CpuArgs) -> anyhow::Result<()> {
             isa.with_context(|| format!("no instruction set {name}"))?
         }
     };
+    let dot = if args.int8 { DotProduct::Int8 } else { DotProduct::F32 };
     let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let (all, one) = (pool(args.threads)?, pool(1)?);
     let mut record = Record {
         cpu: cpu_name(),
         isa: isa.name(),
+        dot: if args.int8 { "int8" } else { "f32" },
         threads: args.threads,
         commit: crate::workspace::commit(),
         read_gb_per_s: all.install(|| measure::read_bandwidth(10)) / 1e9,
-        append_gb_per_s: one.install(append_rate)?,
+        append_gb_per_s: one.install(|| append_rate(isa))?,
         rows: Vec::new(),
     };
     for case in &CASES {
         for &group_len in &args.group_len {
             if case.head_dim.is_multiple_of(group_len) {
                 let problem = Problem::new(case, group_len)?;
-                let row = problem.measure(case, isa, args.samples, [&all, &one])?;
+                let row = problem.measure(case, (isa, dot), args.samples, [&all, &one])?;
                 record.rows.push(Row { share_of_read: row.gb_per_s / record.read_gb_per_s, ..row });
             }
         }
@@ -128,15 +172,15 @@ pub fn run(args: &CpuArgs) -> anyhow::Result<()> {
         record.read_gb_per_s = after;
         record.rows.iter_mut().for_each(|row| row.share_of_read = row.gb_per_s / after);
     }
-    let json = serde_json::to_string_pretty(&record)?;
     if let Some(path) = &args.record {
+        let json = serde_json::to_string_pretty(&record)?;
         std::fs::write(path, format!("{json}\n")).with_context(|| path.display().to_string())?;
     }
     if let Some(path) = &args.plot {
         plot::draw(path, &record)?;
     }
     if args.json {
-        println!("{json}");
+        println!("{}", serde_json::to_string_pretty(&Summary::of(&record))?);
     } else {
         print(&record);
     }
@@ -179,7 +223,7 @@ impl Problem {
     fn measure(
         &self,
         case: &Case,
-        isa: Isa,
+        (isa, dot): (Isa, DotProduct),
         samples: usize,
         [all, one]: [&rayon::ThreadPool; 2],
     ) -> anyhow::Result<Row> {
@@ -189,7 +233,7 @@ impl Problem {
         request.check(&self.layout)?;
         let mut out = vec![0f32; self.q.len()];
         let mut time = || -> anyhow::Result<(f64, f64)> {
-            let mut workspace = Workspace::for_isa(isa)?;
+            let mut workspace = Workspace::for_isa(isa)?.with_dot(dot);
             let plan = SplitPlan::new(&self.spec, &kv_lens, &cpu_reference::split_config())?;
             let mut step = || -> anyhow::Result<Duration> {
                 let start = Instant::now();
@@ -237,7 +281,7 @@ impl Problem {
 }
 
 /// GB/s of f32 input that one thread appends, best of several passes over a megabyte a side.
-fn append_rate() -> anyhow::Result<f64> {
+fn append_rate(isa: Isa) -> anyhow::Result<f64> {
     let format = CacheFormat::new(8, 128, 32, 32, ScaleType::F16)?;
     let layout = CacheLayout::native(format, 16, 16)?;
     let mut cache = CacheBuffers::zeroed(&layout)?;
@@ -248,7 +292,7 @@ fn append_rate() -> anyhow::Result<f64> {
     for _ in 0..100 {
         let start = Instant::now();
         let x = FloatSlice::F32(&x);
-        cpu_reference::append(&layout, &mut cache.view_mut(), x, x, &slots)?;
+        cpu_reference::append_on(isa, &layout, &mut cache.view_mut(), x, x, &slots)?;
         best = best.min(start.elapsed().as_secs_f64());
     }
     Ok(2.0 * 4.0 * x.len() as f64 / best / 1e9)
@@ -261,8 +305,8 @@ fn cpu_name() -> String {
 }
 
 fn print(record: &Record) {
-    let Record { cpu, isa, threads, read_gb_per_s, append_gb_per_s, .. } = record;
-    println!("{cpu}, {isa}, {threads} threads; read bandwidth {read_gb_per_s:.1} GB/s");
+    let Record { cpu, isa, dot, threads, read_gb_per_s, append_gb_per_s, .. } = record;
+    println!("{cpu}, {isa}, q.k in {dot}, {threads} threads; read bandwidth {read_gb_per_s:.1} GB/s");
     println!("append: {append_gb_per_s:.1} GB/s of f32 input on one thread");
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);

@@ -10,14 +10,14 @@
 //! | `x86_64/avx512` | AVX-512 F, BW, VL, DQ | x86-64 |
 //! | `aarch64/neon` | NEON | run under emulation, never on a machine |
 
-use crate::Isa;
+use crate::{Error, Isa};
 #[cfg(target_arch = "aarch64")]
 use aarch64::neon;
 use generic::append::Rows;
 use kv_quant::{CacheLayout, CacheViewMut, FloatSlice, ScaleType};
 use rayon::prelude::*;
 #[cfg(target_arch = "x86_64")]
-use x86_64::avx2;
+use x86_64::{avx2, avx512};
 
 pub(crate) mod generic;
 pub(crate) mod portable;
@@ -59,6 +59,8 @@ pub(crate) enum AppendKernel {
     Portable(portable::Append),
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Append),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Append),
     #[cfg(target_arch = "aarch64")]
     Neon(neon::Append),
 }
@@ -68,19 +70,24 @@ impl AppendKernel {
     /// followed needs no error here.
     pub(crate) fn best() -> Self {
         static CHOICE: std::sync::OnceLock<AppendKernel> = std::sync::OnceLock::new();
-        *CHOICE.get_or_init(|| Self::new(Isa::from_env().unwrap_or_else(|_| Isa::best())))
+        *CHOICE.get_or_init(|| {
+            let isa = Isa::from_env().unwrap_or_else(|_| Isa::best());
+            Self::new(isa).unwrap_or(Self::Portable(portable::Append::new()))
+        })
     }
 
-    pub(crate) fn new(isa: Isa) -> Self {
-        match isa {
+    pub(crate) fn new(isa: Isa) -> Result<Self, Error> {
+        let kernel = match isa {
+            Isa::Portable => Some(Self::Portable(portable::Append::new())),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx512 => {
-                avx2::Append::new().map_or(Self::Portable(portable::Append::new()), Self::Avx2)
-            }
+            Isa::Avx2 => avx2::Append::new().map(Self::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::Append::new().map(Self::Avx512),
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => neon::Append::new().map_or(Self::Portable(portable::Append::new()), Self::Neon),
-            _ => Self::Portable(portable::Append::new()),
-        }
+            Isa::Neon => neon::Append::new().map(Self::Neon),
+            _ => None,
+        };
+        kernel.ok_or_else(|| Error::unavailable(isa))
     }
 
     pub(crate) fn all_within(
@@ -94,6 +101,8 @@ impl AppendKernel {
             Self::Portable(append) => append.all_within(x, slots, row, scale_type),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(append) => append.all_within(x, slots, row, scale_type),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(append) => append.all_within(x, slots, row, scale_type),
             #[cfg(target_arch = "aarch64")]
             Self::Neon(append) => append.all_within(x, slots, row, scale_type),
         }
@@ -108,6 +117,8 @@ impl AppendKernel {
                 Self::Portable(append) => append.token(rows, k, v, token),
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx2(append) => append.token(rows, k, v, token),
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx512(append) => append.token(rows, k, v, token),
                 #[cfg(target_arch = "aarch64")]
                 Self::Neon(append) => append.token(rows, k, v, token),
             }

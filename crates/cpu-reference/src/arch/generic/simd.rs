@@ -2,6 +2,12 @@
 
 use kv_quant::ScaleType;
 
+/// A loop that is compiled once for each instruction set, apart from its caller.
+pub(crate) trait Loop<S: Simd> {
+    /// Must be `#[inline(always)]`, so that it is compiled with the target features of the function that it ends up in.
+    fn run(self, s: S);
+}
+
 /// One instruction set's vectors of f32. A value of the type is the proof that the CPU has the instructions, which is
 /// why methods without pointers are safe.
 ///
@@ -11,6 +17,15 @@ pub(crate) trait Simd: Copy + Send + Sync {
     const LANES: usize;
     /// A vector.
     type F: Copy;
+    /// The same with instructions for [`Self::dot_codes`] that only some CPUs of the set have.
+    type Integer: Simd;
+
+    /// Whether this CPU has them.
+    fn integer(self) -> Option<Self::Integer>;
+
+    /// Runs a loop in a function of its own that has the instruction set's target features. Everything inlined into one
+    /// function would take a compiler minutes.
+    fn run<L: Loop<Self>>(self, inner: L);
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F;
@@ -24,14 +39,56 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// # Safety
     /// `LANES` bytes are readable at `p`.
     unsafe fn load_codes(self, p: *const i8) -> Self::F;
-    /// `p[0]` in lanes 0 to 7 and, if there are 16, `p[1]` in the others.
+    /// Lane `i` is the sum of the products of codes `4 i..4 i + 4`, exact; `4 * LANES` codes each. No code of `q` is -128.
+    /// `offsets` are `LANES` i32, -128 times the sum of the four codes of `q`: for instructions that take `k + 128`.
     /// # Safety
-    /// `LANES / 8` f32 are readable at `p`.
-    unsafe fn load_by_eights(self, p: *const f32) -> Self::F;
-    /// Decodes `n` (1 to 8) stored scales to f32. Writes 8 f32, zeros behind the first `n`.
+    /// Codes and offsets are readable.
+    #[inline(always)]
+    unsafe fn dot_codes(self, k: *const i8, q: *const i8, _offsets: *const i32) -> Self::F {
+        let mut lanes = [0f32; 16];
+        for (lane, sum) in lanes.iter_mut().enumerate().take(Self::LANES) {
+            let mut products = 0;
+            for i in lane * 4..lane * 4 + 4 {
+                // SAFETY: the caller's.
+                products += unsafe { i32::from(*k.add(i)) * i32::from(*q.add(i)) };
+            }
+            *sum = products as f32;
+        }
+        // SAFETY: 16 f32, at least LANES.
+        unsafe { self.load(lanes.as_ptr()) }
+    }
+    /// `p[0]` in lanes 0 to 7 and, if there are 16, `p[stride]` in the others.
     /// # Safety
-    /// `n` scales are readable at `p`, 8 f32 writable at `out`.
-    unsafe fn widen_scales(self, scale_type: ScaleType, p: *const u8, n: usize, out: *mut f32);
+    /// These f32 are readable.
+    unsafe fn load_by_eights(self, p: *const f32, stride: usize) -> Self::F;
+    /// `p[lane / N]`, `N` being 1, 2, 4 or 8.
+    /// # Safety
+    /// `LANES` f32 are readable at `p`.
+    unsafe fn load_repeated<const N: usize>(self, p: *const f32) -> Self::F;
+    /// Decodes `n` (1 to 8) scales, `offset` bytes into each of eight rows, to f32: scale `i` of row `j` goes to
+    /// `out[i * stride + j]`.
+    /// # Safety
+    /// `rows` are eight pointers, each good for `offset` bytes and `n` scales; `out` is good for `(n - 1) * stride + 8` f32.
+    #[inline(always)]
+    unsafe fn widen_scales(
+        self,
+        scale_type: ScaleType,
+        rows: *const *const u8,
+        offset: usize,
+        n: usize,
+        out: *mut f32,
+        stride: usize,
+    ) {
+        let bytes = scale_type.bytes();
+        for row in 0..8 {
+            // SAFETY: the caller's.
+            let stored = unsafe { std::slice::from_raw_parts((*rows.add(row)).add(offset), n * bytes) };
+            for (i, stored) in stored.chunks_exact(bytes).enumerate() {
+                // SAFETY: the caller's.
+                unsafe { *out.add(i * stride + row) = scale_type.read(stored).unwrap_or(f32::NAN) };
+            }
+        }
+    }
     /// Asks for the cache line of `p`. Any address is allowed.
     fn prefetch(self, p: *const u8);
 
@@ -50,8 +107,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn exp2_int(self, n: Self::F) -> Self::F;
     /// `a < b ? x : y`, lane by lane.
     fn select_lt(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
-    /// Lane `i` of the result is the sum of the lanes of `rows[i]`; `rows` from `LANES` on are not looked at.
-    fn sum_lanes(self, rows: &[Self::F; 16]) -> Self::F;
+    /// Stores eight f32: the sums of the lanes of each of `rows`.
+    /// # Safety
+    /// Eight f32 are writable at `p`.
+    unsafe fn store_sums(self, rows: &[Self::F; 8], p: *mut f32);
 
     /// The largest lane.
     fn max_lanes(self, x: Self::F) -> f32;

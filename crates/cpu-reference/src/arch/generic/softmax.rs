@@ -1,6 +1,6 @@
 //! Logits to weights: scale, soft-cap, ALiBi, mask, running maximum, exp. One tile of a block of rows.
 
-use super::{Simd, math, rows::TILE};
+use super::{Loop, Simd, math, rows::TILE};
 
 /// What a block of query rows needs beyond q: one entry a row.
 #[derive(Clone, Copy)]
@@ -44,15 +44,43 @@ fn fold<S: Simd, const RS: usize>(s: S, x: S::F, start: f32, f: impl Fn(f32, f32
     folded
 }
 
-/// Turns a tile's logits into weights relative to the new maxima, in place, and updates `m` and `l`. Returns the factor
-/// by which each row's `o` so far is to be scaled.
-///
-/// `logits` is `[TILE][RS]`, of which the tokens `first_token..first_token + len` are set.
+/// Turns a tile's logits into weights relative to the new maxima, in place, and updates `(m, l)`.
+pub(crate) struct Softmax<'a, const RS: usize> {
+    pub rule: &'a LogitRule,
+    pub mask: &'a BlockMask,
+    pub first_token: u32,
+    pub len: usize,
+    /// `[TILE][RS]`, of which the tokens `first_token..first_token + len` are set.
+    pub logits: &'a mut [f32; TILE * 8],
+    /// `(m, l)` of each row, of which there are at most `RS`.
+    pub ml: &'a mut [f32],
+    /// Filled with the factor by which each row's `o` so far is to be scaled.
+    pub rescale: &'a mut [f32; 8],
+}
+
+impl<S: Simd, const RS: usize> Loop<S> for Softmax<'_, RS> {
+    #[inline(always)]
+    fn run(self, s: S) {
+        let Self { rule, mask, first_token, len, logits, ml, rescale } = self;
+        let (mut m, mut l) = ([f32::NEG_INFINITY; 8], [0f32; 8]);
+        let num_rows = (ml.len() / 2).min(RS);
+        for (r, ml) in ml.chunks_exact(2).enumerate().take(num_rows) {
+            (m[r], l[r]) = (ml[0], ml[1]);
+        }
+        *rescale = softmax::<S, RS>(s, rule, mask, num_rows, first_token, len, logits, &mut m, &mut l);
+        for (r, ml) in ml.chunks_exact_mut(2).enumerate().take(num_rows) {
+            ml.copy_from_slice(&[m[r], l[r]]);
+        }
+    }
+}
+
+/// Returns the factors of `o`.
 #[inline(always)]
-pub(crate) fn softmax<S: Simd, const R: usize, const RS: usize>(
+fn softmax<S: Simd, const RS: usize>(
     s: S,
     rule: &LogitRule,
     mask: &BlockMask,
+    num_rows: usize,
     first_token: u32,
     len: usize,
     logits: &mut [f32; TILE * 8],
@@ -63,7 +91,7 @@ pub(crate) fn softmax<S: Simd, const R: usize, const RS: usize>(
     let num_vectors = len.div_ceil(per_vector);
     let tile_end = first_token + len as u32;
     let mut unmasked = len.is_multiple_of(per_vector);
-    for r in 0..R {
+    for r in 0..num_rows {
         unmasked &= mask.visible[r].0 <= first_token && mask.visible[r].1 >= tile_end;
     }
     let scale = s.splat(rule.softmax_scale);
@@ -83,7 +111,7 @@ pub(crate) fn softmax<S: Simd, const R: usize, const RS: usize>(
     }
     let tile_max = fold::<S, RS>(s, max, f32::NEG_INFINITY, f32::max);
     let (mut rescale, mut base) = ([1f32; 8], [0f32; 8]);
-    for r in 0..R {
+    for r in 0..num_rows {
         let new = m[r].max(tile_max[r]);
         // Nothing visible so far: any base will do, since every weight is exp(-inf).
         base[r] = if new == f32::NEG_INFINITY { 0.0 } else { new };
@@ -108,7 +136,7 @@ pub(crate) fn softmax<S: Simd, const R: usize, const RS: usize>(
         }
     }
     let sum = fold::<S, RS>(s, sum, 0.0, |a, b| a + b);
-    for r in 0..R {
+    for r in 0..num_rows {
         l[r] = l[r] * rescale[r] + sum[r];
     }
     rescale

@@ -1,13 +1,11 @@
 //! Stage 1 over one work item of one or more kv heads: tiles of tokens outside, then heads, then blocks of query rows.
 
 use super::Simd;
-use super::rows::{FLOATS, ONE_SCALE, Rows, Side, TILE, TWO_SCALES, Tile};
-use super::softmax::{BlockMask, softmax};
-use super::tile::{self, Ahead};
-use crate::stage1::{Step, Unit};
-
-/// The most query rows that one pass over a tile serves.
-const MAX_BLOCK: usize = 8;
+use super::rows::{Rows, TILE};
+use super::side::{FLOATS, NO_SCALE, ONE_SCALE, SCALE_STRIDE, Side, SideMemory, TWO_SCALES, Tile};
+use super::softmax::{BlockMask, Softmax};
+use super::tile::{Ahead, Dot, IntDot, Pass, ScaleWeights, Values};
+use crate::stage1::{MAX_BLOCK, Step, Unit};
 
 /// Fills `o` (`[num_heads][rows][padded_dim]`) and `ml` (`[num_heads][rows][2]`) of one unit.
 ///
@@ -24,32 +22,32 @@ pub(crate) fn attend<S: Simd>(s: S, step: &Step<'_>, unit: Unit<'_>) {
     }
     let request = item.request_idx as usize;
     let tile_end = |start: u32| item.token_end.min(start.saturating_add(TILE as u32));
-    let look_up = |table: &mut Rows, start: u32, head: usize| {
-        table.look_up(step, request, (first_head + head) as u64, start, tile_end(start));
-    };
     let mut tables = [Rows::empty(), Rows::empty()];
-    let (mut k, mut v) = (Side::new(s, &step.k), Side::new(s, &step.v));
+    // Logits that become weights, and weights times the scales of one group of V.
+    let mut scratch = [const { Aligned([0f32; TILE * MAX_BLOCK]) }; 2];
+    let mut memory = [SideMemory::uninit(), SideMemory::uninit()];
+    let [k, v] = &mut memory;
+    let (mut k, mut v) = (Side::new(s, &step.k, k), Side::new(s, &step.v, v));
     let (mut start, mut head, mut turn) = (item.token_start, 0, false);
-    look_up(&mut tables[0], start, head);
+    tables[0].look_up(step, request, first_head as u64, start, tile_end(start));
     while start < item.token_end {
-        // One tile ahead, so that its rows are on their way while this one is computed. Where the heads of a token are
-        // neighbours in memory, the next tile is the next head's.
+        // One tile ahead, so that its rows are on their way while this one is computed. The next tile is the next head's: the
+        // heads of a page are neighbours in memory.
         let (next_start, next_head) =
             if head + 1 < num_heads { (start, head + 1) } else { (tile_end(start), 0) };
         let [a, b] = &mut tables;
         let (table, next) = if turn { (b, a) } else { (a, b) };
-        look_up(next, next_start, next_head);
+        next.look_up(step, request, (first_head + next_head) as u64, next_start, tile_end(next_start));
         let (table, next) = (&*table, &*next);
         let q = &q[head * o_len..(head + 1) * o_len];
         let o = &mut o[head * o_len..(head + 1) * o_len];
         let ml = &mut ml[head * ml_len..(head + 1) * ml_len];
-        let modes = [k.mode, v.mode];
+        let (modes, chunks_per_group) = ([k.mode, v.mode], [k.chunks_per_group, v.chunks_per_group]);
         let k = k.load(s, &step.k, &table.k, table.len);
         let v = v.load(s, &step.v, &table.v, table.len);
         let mut first = 0;
         while first < rows {
-            let ahead_len = if first == 0 { next.len } else { 0 };
-            let num_rows = block_len(rows - first);
+            let num_rows = (rows - first).min(MAX_BLOCK);
             let mask = step.block_mask(request, first_head + head, first, num_rows);
             let block = Block {
                 step,
@@ -59,43 +57,18 @@ pub(crate) fn attend<S: Simd>(s: S, step: &Step<'_>, unit: Unit<'_>) {
                 k,
                 v,
                 modes,
+                chunks_per_group,
                 next,
-                ahead_len,
+                ahead_len: if first == 0 { next.len } else { 0 },
+                num_rows,
                 q: &q[first * padded_dim..(first + num_rows) * padded_dim],
             };
             let o = &mut o[first * padded_dim..(first + num_rows) * padded_dim];
             let ml = &mut ml[first * 2..(first + num_rows) * 2];
-            // R, R rounded up to a power of two, tokens at once in q.k, chunks at once in p.v.
-            if S::LANES == 16 {
-                match num_rows {
-                    1 => block.run::<S, 1, 1, 16, 8>(s, o, ml),
-                    2 => block.run::<S, 2, 2, 8, 8>(s, o, ml),
-                    3 => block.run::<S, 3, 4, 4, 4>(s, o, ml),
-                    4 => block.run::<S, 4, 4, 4, 4>(s, o, ml),
-                    _ => block.run::<S, 8, 8, 2, 2>(s, o, ml),
-                }
-            } else {
-                match num_rows {
-                    1 => block.run::<S, 1, 1, 8, 4>(s, o, ml),
-                    2 => block.run::<S, 2, 2, 4, 4>(s, o, ml),
-                    3 => block.run::<S, 3, 4, 2, 2>(s, o, ml),
-                    4 => block.run::<S, 4, 4, 2, 2>(s, o, ml),
-                    _ => block.run::<S, 8, 8, 1, 1>(s, o, ml),
-                }
-            }
+            block.run(s, &mut scratch, o, ml);
             first += num_rows;
         }
         (start, head, turn) = (next_start, next_head, !turn);
-    }
-}
-
-/// Rows of the next block, `left` being left: 8 where possible, then 4, 3, 2 or 1 so that 5 to 7 take two passes.
-fn block_len(left: usize) -> usize {
-    match left {
-        8.. => 8,
-        7 | 4 => 4,
-        3 | 5 | 6 => 3,
-        _ => left,
     }
 }
 
@@ -109,97 +82,190 @@ struct Block<'a> {
     v: Tile<'a>,
     /// How chunks of K and of V are made.
     modes: [u8; 2],
+    chunks_per_group: [usize; 2],
     /// The next tile's rows, and how many of them this block is to fetch.
     next: &'a Rows,
     ahead_len: usize,
+    num_rows: usize,
+    /// `[chunk][row][lane]`.
     q: &'a [f32],
 }
 
 impl Block<'_> {
     #[inline(always)]
-    fn run<S: Simd, const R: usize, const RS: usize, const TB: usize, const CB: usize>(
-        &self,
-        s: S,
-        o: &mut [f32],
-        ml: &mut [f32],
-    ) {
-        let stride = self.step.padded_dim;
-        // Not of the padded length, which may be a vector longer than the row is readable.
-        let num_chunks = self.step.head_dim.div_ceil(S::LANES);
-        let mut logits = [0f32; TILE * MAX_BLOCK];
-        let head_dim = self.step.head_dim;
-        let k_ahead = Ahead { rows: &self.next.k, len: self.ahead_len, head_dim };
-        let mut v_ahead = Ahead { rows: &self.next.v, ..k_ahead };
-        // SAFETY: q and o have R rows of padded_dim >= num_chunks * LANES; logits has room for TILE * RS, and TB divides
-        // TILE; both sides were loaded for this tile with rows of num_chunks * LANES codes.
-        unsafe {
-            let (q, logits) = (self.q.as_ptr(), logits.as_mut_ptr());
-            let (k, len) = (self.k, self.len);
-            match self.modes[0] {
-                FLOATS => {
-                    tile::dot::<S, R, RS, TB, FLOATS>(s, q, stride, num_chunks, k, len, k_ahead, logits)
-                }
-                TWO_SCALES => {
-                    tile::dot::<S, R, RS, TB, TWO_SCALES>(s, q, stride, num_chunks, k, len, k_ahead, logits)
-                }
-                _ => tile::dot::<S, R, RS, TB, ONE_SCALE>(s, q, stride, num_chunks, k, len, k_ahead, logits),
+    fn run<S: Simd>(&self, s: S, scratch: &mut [Logits; 2], o: &mut [f32], ml: &mut [f32]) {
+        // Rows, rows rounded up to a power of two, tokens at once in q.k.
+        if S::LANES == 16 {
+            match self.num_rows {
+                1 => self.run_rows::<S, 1, 1, 8>(s, scratch, o, ml),
+                2 => self.run_rows::<S, 2, 2, 8>(s, scratch, o, ml),
+                3 => self.run_rows::<S, 3, 4, 4>(s, scratch, o, ml),
+                4 => self.run_rows::<S, 4, 4, 4>(s, scratch, o, ml),
+                5 => self.run_rows::<S, 5, 8, 2>(s, scratch, o, ml),
+                6 => self.run_rows::<S, 6, 8, 2>(s, scratch, o, ml),
+                7 => self.run_rows::<S, 7, 8, 2>(s, scratch, o, ml),
+                _ => self.run_rows::<S, 8, 8, 2>(s, scratch, o, ml),
             }
-        }
-        let (mut m, mut l) = ([f32::NEG_INFINITY; MAX_BLOCK], [0f32; MAX_BLOCK]);
-        for (r, ml) in ml.chunks_exact(2).enumerate().take(R) {
-            (m[r], l[r]) = (ml[0], ml[1]);
-        }
-        let rule = &self.step.rule;
-        let rescale =
-            softmax::<S, R, RS>(s, rule, self.mask, self.first_token, self.len, &mut logits, &mut m, &mut l);
-        for (r, ml) in ml.chunks_exact_mut(2).enumerate().take(R) {
-            ml.copy_from_slice(&[m[r], l[r]]);
-        }
-        let (weights, o) = (logits.as_ptr(), o.as_mut_ptr());
-        let mut chunk = 0;
-        // SAFETY: as above; chunk + CB (or + 1) <= num_chunks.
-        unsafe {
-            while chunk + CB <= num_chunks {
-                self.values::<S, R, RS, CB>(s, weights, chunk, v_ahead, &rescale, o);
-                chunk += CB;
-                v_ahead.len = 0;
-            }
-            while chunk < num_chunks {
-                self.values::<S, R, RS, 1>(s, weights, chunk, v_ahead, &rescale, o);
-                chunk += 1;
-                v_ahead.len = 0;
+        } else {
+            match self.num_rows {
+                1 => self.run_rows::<S, 1, 1, 8>(s, scratch, o, ml),
+                2 => self.run_rows::<S, 2, 2, 4>(s, scratch, o, ml),
+                3 => self.run_rows::<S, 3, 4, 4>(s, scratch, o, ml),
+                4 => self.run_rows::<S, 4, 4, 2>(s, scratch, o, ml),
+                5 => self.run_rows::<S, 5, 8, 1>(s, scratch, o, ml),
+                6 => self.run_rows::<S, 6, 8, 1>(s, scratch, o, ml),
+                7 => self.run_rows::<S, 7, 8, 1>(s, scratch, o, ml),
+                _ => self.run_rows::<S, 8, 8, 1>(s, scratch, o, ml),
             }
         }
     }
 
-    /// [`tile::values`] for the way V's chunks are made.
-    ///
-    /// # Safety
-    /// As [`tile::values`].
     #[inline(always)]
-    unsafe fn values<S: Simd, const R: usize, const RS: usize, const CB: usize>(
+    fn run_rows<S: Simd, const R: usize, const RS: usize, const TB: usize>(
         &self,
         s: S,
-        weights: *const f32,
-        chunk: usize,
-        ahead: Ahead<'_>,
-        rescale: &[f32; 8],
-        o: *mut f32,
+        scratch: &mut [Logits; 2],
+        o: &mut [f32],
+        ml: &mut [f32],
     ) {
-        let (v, len, stride) = (self.v, self.len, self.step.padded_dim);
-        // SAFETY: the caller's.
+        let [logits, scaled] = scratch;
+        let mut rescale = [0f32; MAX_BLOCK];
+        self.dot::<S, R, RS, TB>(s, logits);
+        s.run(Softmax::<RS> {
+            rule: &self.step.rule,
+            mask: self.mask,
+            first_token: self.first_token,
+            len: self.len,
+            logits: &mut logits.0,
+            ml,
+            rescale: &mut rescale,
+        });
+        // Rows go through p.v by four at most: more sums do not fit into registers.
+        let parts = match R {
+            5 => [3, 2],
+            6 => [3, 3],
+            7 => [4, 3],
+            8 => [4, 4],
+            _ => [R, 0],
+        };
+        self.values::<S, RS>(s, logits, scaled, &rescale, parts, o);
+    }
+
+    #[inline(always)]
+    fn dot<S: Simd, const R: usize, const RS: usize, const TB: usize>(&self, s: S, logits: &mut Logits) {
+        // Not of the padded length, which may be a vector longer than the row is readable.
+        let n = self.step.head_dim.div_ceil(S::LANES);
+        let ahead = Ahead { rows: &self.next.k, len: self.ahead_len, head_dim: self.step.head_dim };
+        let (q, k, len, logits) = (self.q.as_ptr(), self.k, self.len, logits.0.as_mut_ptr());
+        if self.step.is_integer {
+            let n = self.step.head_dim / (4 * S::LANES);
+            // SAFETY: q was packed for this; head_dim is a multiple of 64, and groups of K are multiples of 32.
+            unsafe {
+                let dot = IntDot::<R, RS, TB>::new(q, n, k, len, ahead, logits);
+                match s.integer() {
+                    Some(s) => s.run(dot),
+                    None => s.run(dot),
+                }
+            }
+            return;
+        }
+        // SAFETY: q has R rows of padded_dim >= n * LANES; logits has room for TILE * RS, and TB divides TILE; K was loaded
+        // for this tile with rows of n * LANES codes, and groups of one head_dim are of one length.
+        unsafe {
+            match (self.modes[0], self.chunks_per_group[0]) {
+                (FLOATS, _) => s.run(Dot::<R, RS, TB, 0, FLOATS>::new(q, n, k, len, ahead, logits)),
+                (TWO_SCALES, _) => s.run(Dot::<R, RS, TB, 0, TWO_SCALES>::new(q, n, k, len, ahead, logits)),
+                (_, 2) => s.run(Dot::<R, RS, TB, 2, ONE_SCALE>::new(q, n, k, len, ahead, logits)),
+                (_, 4) => s.run(Dot::<R, RS, TB, 4, ONE_SCALE>::new(q, n, k, len, ahead, logits)),
+                (_, 8) => s.run(Dot::<R, RS, TB, 8, ONE_SCALE>::new(q, n, k, len, ahead, logits)),
+                _ => s.run(Dot::<R, RS, TB, 0, ONE_SCALE>::new(q, n, k, len, ahead, logits)),
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn values<S: Simd, const RS: usize>(
+        &self,
+        s: S,
+        weights: &Logits,
+        scaled: &mut Logits,
+        rescale: &[f32; MAX_BLOCK],
+        parts: [usize; 2],
+        o: &mut [f32],
+    ) {
+        let num_chunks = self.step.head_dim.div_ceil(S::LANES);
+        let chunks_per_group = self.chunks_per_group[1];
+        let mut pass = Pass {
+            weights: weights.0.as_ptr(),
+            tile: self.v,
+            len: self.len,
+            num_chunks,
+            first: 0,
+            end: num_chunks,
+            ahead: Ahead { rows: &self.next.v, len: self.ahead_len, head_dim: self.step.head_dim },
+            rescale,
+            o: o.as_mut_ptr(),
+            o_stride: self.step.padded_dim,
+        };
+        // SAFETY: weights are TILE * MAX_BLOCK, RS to a token; o has as many rows as the parts say; V was loaded for this
+        // tile with num_chunks chunks, in the mode that is matched.
         unsafe {
             match self.modes[1] {
-                FLOATS => {
-                    tile::values::<S, R, RS, CB, FLOATS>(s, weights, v, len, chunk, ahead, rescale, o, stride)
+                FLOATS => run_parts::<S, RS, FLOATS>(s, pass, parts),
+                TWO_SCALES => run_parts::<S, RS, TWO_SCALES>(s, pass, parts),
+                _ if chunks_per_group < 2 => run_parts::<S, RS, ONE_SCALE>(s, pass, parts),
+                _ => {
+                    for scales in self.v.scales.chunks_exact(SCALE_STRIDE) {
+                        let (weights, scaled) = (&weights.0, &mut scaled.0);
+                        pass.weights = scaled.as_ptr();
+                        s.run(ScaleWeights::<RS> { weights, scales, len: self.len, scaled });
+                        pass.end = (pass.first + chunks_per_group).min(num_chunks);
+                        run_parts::<S, RS, NO_SCALE>(s, pass, parts);
+                        pass.first = pass.end;
+                    }
                 }
-                TWO_SCALES => tile::values::<S, R, RS, CB, TWO_SCALES>(
-                    s, weights, v, len, chunk, ahead, rescale, o, stride,
-                ),
-                _ => tile::values::<S, R, RS, CB, ONE_SCALE>(
-                    s, weights, v, len, chunk, ahead, rescale, o, stride,
-                ),
             }
         }
     }
 }
+
+/// A pass over all rows of a block, which go by the counts of `parts`.
+///
+/// # Safety
+/// As of [`Values::new`] for the sum of `parts`.
+#[inline(always)]
+unsafe fn run_parts<S: Simd, const RS: usize, const MODE: u8>(s: S, mut pass: Pass<'_>, parts: [usize; 2]) {
+    for part in parts {
+        // SAFETY: the caller's. Rows, of how many, chunks at once, tokens at once, sums. Parts of 1 are whole blocks, and those
+        // of 4 are of 4 or more; the other instances are never called.
+        unsafe {
+            match (S::LANES, part) {
+                (16, 1) => s.run(Values::<1, 1, 2, 4, 4, MODE>::new(pass)),
+                (16, 2) if RS == 2 => s.run(Values::<2, 2, 2, 2, 2, MODE>::new(pass)),
+                (16, 2) => s.run(Values::<2, 8, 2, 2, 2, MODE>::new(pass)),
+                (16, 3) if RS == 4 => s.run(Values::<3, 4, 2, 2, 2, MODE>::new(pass)),
+                (16, 3) => s.run(Values::<3, 8, 2, 2, 2, MODE>::new(pass)),
+                (16, 4) if RS == 4 => s.run(Values::<4, 4, 2, 2, 2, MODE>::new(pass)),
+                (16, 4) => s.run(Values::<4, 8, 2, 2, 2, MODE>::new(pass)),
+                (_, 1) => s.run(Values::<1, 1, 4, 2, 2, MODE>::new(pass)),
+                (_, 2) if RS == 2 => s.run(Values::<2, 2, 4, 2, 1, MODE>::new(pass)),
+                (_, 2) => s.run(Values::<2, 8, 4, 2, 1, MODE>::new(pass)),
+                (_, 3) if RS == 4 => s.run(Values::<3, 4, 4, 2, 1, MODE>::new(pass)),
+                (_, 3) => s.run(Values::<3, 8, 4, 2, 1, MODE>::new(pass)),
+                (_, 4) if RS == 4 => s.run(Values::<4, 4, 2, 2, 1, MODE>::new(pass)),
+                (_, 4) => s.run(Values::<4, 8, 2, 2, 1, MODE>::new(pass)),
+                _ => return,
+            }
+            pass.weights = pass.weights.add(part);
+            pass.o = pass.o.add(part * pass.o_stride);
+        }
+        pass.rescale = &pass.rescale[part..];
+        pass.ahead.len = 0;
+    }
+}
+
+/// Vectors of the widest instance start on cache lines.
+#[repr(align(64))]
+struct Aligned<const N: usize>([f32; N]);
+
+type Logits = Aligned<{ TILE * MAX_BLOCK }>;

@@ -6,7 +6,7 @@ mod stage1;
 pub(crate) use append::Append;
 pub(crate) use stage1::Stage1;
 
-use super::generic::Simd;
+use super::generic::{Loop, Simd};
 use kv_quant::ScaleType;
 
 /// No instructions to prove.
@@ -30,6 +30,17 @@ fn each(a: F8, b: F8, f: impl Fn(f32, f32) -> f32) -> F8 {
 impl Simd for Portable {
     const LANES: usize = 8;
     type F = F8;
+    type Integer = Self;
+
+    #[inline(always)]
+    fn integer(self) -> Option<Self> {
+        None
+    }
+
+    #[inline(never)]
+    fn run<L: Loop<Self>>(self, inner: L) {
+        inner.run(self);
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> F8 {
@@ -56,21 +67,19 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    unsafe fn load_by_eights(self, p: *const f32) -> F8 {
+    unsafe fn load_by_eights(self, p: *const f32, _: usize) -> F8 {
         // SAFETY: the caller's.
         self.splat(unsafe { *p })
     }
 
     #[inline(always)]
-    unsafe fn widen_scales(self, scale_type: ScaleType, p: *const u8, n: usize, out: *mut f32) {
-        let bytes = scale_type.bytes();
-        // SAFETY: the caller's: n scales readable, 8 f32 writable.
-        let (stored, out) =
-            unsafe { (std::slice::from_raw_parts(p, n * bytes), std::slice::from_raw_parts_mut(out, 8)) };
-        out.fill(0.0);
-        for (x, stored) in out.iter_mut().zip(stored.chunks_exact(bytes)) {
-            *x = scale_type.read(stored).unwrap_or(f32::NAN);
+    unsafe fn load_repeated<const N: usize>(self, p: *const f32) -> F8 {
+        let mut lanes = [0f32; 8];
+        for (lane, x) in lanes.iter_mut().enumerate() {
+            // SAFETY: the caller's.
+            *x = unsafe { *p.add(lane / N) };
         }
+        F8(lanes)
     }
 
     #[inline(always)]
@@ -139,13 +148,14 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn sum_lanes(self, rows: &[F8; 16]) -> F8 {
-        let mut out = F8([0.0; 8]);
-        for (sum, row) in out.0.iter_mut().zip(rows) {
+    unsafe fn store_sums(self, rows: &[F8; 8], p: *mut f32) {
+        let mut sums = F8([0.0; 8]);
+        for (sum, row) in sums.0.iter_mut().zip(rows) {
             let [a, b, c, d, e, f, g, h] = row.0;
             *sum = ((a + e) + (c + g)) + ((b + f) + (d + h));
         }
-        out
+        // SAFETY: the caller's.
+        unsafe { self.store(p, sums) };
     }
 
     #[inline(always)]

@@ -8,7 +8,7 @@ mod stage1;
 pub(crate) use append::Append;
 pub(crate) use stage1::Stage1;
 
-use crate::arch::generic::Simd;
+use crate::arch::generic::{Loop, Simd};
 use crate::arch::portable::Portable;
 use kv_quant::ScaleType;
 use std::arch::aarch64::*;
@@ -43,11 +43,29 @@ unsafe fn quad(rows: [F8; 4]) -> float32x4_t {
     }
 }
 
+#[target_feature(enable = "neon")]
+#[inline(never)]
+fn run<L: Loop<Neon>>(s: Neon, inner: L) {
+    inner.run(s);
+}
+
 // SAFETY of every block below without a comment of its own: the value of type Neon proves the feature.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one argument for all of them, above")]
 impl Simd for Neon {
     const LANES: usize = 8;
     type F = F8;
+    type Integer = Self;
+
+    #[inline(always)]
+    fn integer(self) -> Option<Self> {
+        // The intrinsics of SDOT are not stable in Rust 1.89.
+        None
+    }
+
+    #[inline(always)]
+    fn run<L: Loop<Self>>(self, inner: L) {
+        unsafe { run(self, inner) }
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> F8 {
@@ -78,14 +96,36 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    unsafe fn load_by_eights(self, p: *const f32) -> F8 {
+    unsafe fn dot_codes(self, k: *const i8, q: *const i8, _: *const i32) -> F8 {
+        unsafe {
+            let half = |i: usize| {
+                let (k, q) = (vld1q_s8(k.add(i)), vld1q_s8(q.add(i)));
+                let low = vmull_s8(vget_low_s8(k), vget_low_s8(q));
+                let high = vmull_high_s8(k, q);
+                vcvtq_f32_s32(vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)))
+            };
+            F8(half(0), half(16))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_by_eights(self, p: *const f32, _: usize) -> F8 {
         self.splat(unsafe { *p })
     }
 
     #[inline(always)]
-    unsafe fn widen_scales(self, scale_type: ScaleType, p: *const u8, n: usize, out: *mut f32) {
-        // Intrinsics of half precision are not stable in Rust 1.89; `half` uses the instruction where it may.
-        unsafe { Portable.widen_scales(scale_type, p, n, out) }
+    unsafe fn load_repeated<const N: usize>(self, p: *const f32) -> F8 {
+        unsafe {
+            match N {
+                1 => self.load(p),
+                2 => {
+                    let x = vld1q_f32(p);
+                    F8(vzip1q_f32(x, x), vzip2q_f32(x, x))
+                }
+                4 => F8(vdupq_n_f32(*p), vdupq_n_f32(*p.add(1))),
+                _ => self.splat(*p),
+            }
+        }
     }
 
     #[inline(always)]
@@ -153,8 +193,11 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn sum_lanes(self, rows: &[F8; 16]) -> F8 {
-        unsafe { F8(quad([rows[0], rows[1], rows[2], rows[3]]), quad([rows[4], rows[5], rows[6], rows[7]])) }
+    unsafe fn store_sums(self, rows: &[F8; 8], p: *mut f32) {
+        unsafe {
+            vst1q_f32(p, quad([rows[0], rows[1], rows[2], rows[3]]));
+            vst1q_f32(p.add(4), quad([rows[4], rows[5], rows[6], rows[7]]));
+        }
     }
 
     #[inline(always)]

@@ -1,4 +1,4 @@
-//! Append with AVX2, FMA and F16C. AVX-512 machines use it too: division is no faster in wider vectors.
+//! Append with AVX2, FMA and F16C.
 
 use super::Avx2;
 use crate::arch::generic;

@@ -1,12 +1,13 @@
 //! AVX2 with FMA and F16C: eight lanes, sixteen registers.
 
 mod append;
+pub(super) mod scales;
 mod stage1;
 
 pub(crate) use append::Append;
 pub(crate) use stage1::Stage1;
 
-use crate::arch::generic::Simd;
+use crate::arch::generic::{Loop, Simd};
 use kv_quant::ScaleType;
 use std::arch::x86_64::*;
 
@@ -21,26 +22,6 @@ impl Avx2 {
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
         has.then_some(Self(()))
-    }
-}
-
-/// The bits of `n` (1 to 8) 16-bit scales, zeros behind them.
-///
-/// # Safety
-/// `n` of them are readable at `p`.
-#[inline(always)]
-pub(super) unsafe fn load_bits(p: *const u8, n: usize) -> __m128i {
-    let mut bits = [0u16; 8];
-    // SAFETY: exactly 2 n bytes are read, 16 where n is 8.
-    unsafe {
-        match n {
-            1 => bits[0] = p.cast::<u16>().read_unaligned(),
-            2 => return _mm_cvtsi32_si128(p.cast::<i32>().read_unaligned()),
-            4 => return _mm_cvtsi64_si128(p.cast::<i64>().read_unaligned()),
-            8 => return _mm_loadu_si128(p.cast()),
-            _ => std::ptr::copy_nonoverlapping(p, bits.as_mut_ptr().cast(), 2 * n),
-        }
-        _mm_loadu_si128(bits.as_ptr().cast())
     }
 }
 
@@ -59,28 +40,6 @@ unsafe fn store_bits(p: *mut u8, bits: __m128i, n: usize) {
                 let mut all = [0u16; 8];
                 _mm_storeu_si128(all.as_mut_ptr().cast(), bits);
                 std::ptr::copy_nonoverlapping(all.as_ptr().cast(), p, 2 * n);
-            }
-        }
-    }
-}
-
-/// See [`Simd::widen_scales`].
-///
-/// # Safety
-/// `n` scales are readable at `p`, 8 f32 writable at `out`, and the CPU has AVX2 and F16C.
-#[inline(always)]
-pub(super) unsafe fn widen_scales(scale_type: ScaleType, p: *const u8, n: usize, out: *mut f32) {
-    // SAFETY: the caller's.
-    unsafe {
-        match scale_type {
-            ScaleType::F16 => _mm256_storeu_ps(out, _mm256_cvtph_ps(load_bits(p, n))),
-            ScaleType::Bf16 => {
-                let wide = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(load_bits(p, n)));
-                _mm256_storeu_ps(out, _mm256_castsi256_ps(wide));
-            }
-            ScaleType::F32 => {
-                _mm256_storeu_ps(out, _mm256_setzero_ps());
-                std::ptr::copy_nonoverlapping(p, out.cast::<u8>(), 4 * n);
             }
         }
     }
@@ -170,11 +129,28 @@ unsafe fn quad(a: __m256, b: __m256, c: __m256, d: __m256) -> __m256 {
     }
 }
 
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
+fn run<L: Loop<Avx2>>(s: Avx2, inner: L) {
+    inner.run(s);
+}
+
 // SAFETY of every block below without a comment of its own: the value of type Avx2 proves the features.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one argument for all of them, above")]
 impl Simd for Avx2 {
     const LANES: usize = 8;
     type F = __m256;
+    type Integer = Self;
+
+    #[inline(always)]
+    fn integer(self) -> Option<Self> {
+        None
+    }
+
+    #[inline(always)]
+    fn run<L: Loop<Self>>(self, inner: L) {
+        unsafe { run(self, inner) }
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
@@ -197,13 +173,44 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_by_eights(self, p: *const f32) -> __m256 {
+    unsafe fn dot_codes(self, k: *const i8, q: *const i8, _: *const i32) -> __m256 {
+        unsafe {
+            let (k, q) = (_mm256_loadu_si256(k.cast()), _mm256_loadu_si256(q.cast()));
+            // |k| is at most 128 and |q| 127: two products are at most 32512, within 16 bits.
+            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(k), _mm256_sign_epi8(q, k));
+            _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_by_eights(self, p: *const f32, _: usize) -> __m256 {
         unsafe { _mm256_broadcast_ss(&*p) }
     }
 
     #[inline(always)]
-    unsafe fn widen_scales(self, scale_type: ScaleType, p: *const u8, n: usize, out: *mut f32) {
-        unsafe { widen_scales(scale_type, p, n, out) }
+    unsafe fn load_repeated<const N: usize>(self, p: *const f32) -> __m256 {
+        unsafe {
+            let x = _mm256_loadu_ps(p);
+            match N {
+                1 => x,
+                2 => _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3)),
+                4 => _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)),
+                _ => _mm256_broadcast_ss(&*p),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn widen_scales(
+        self,
+        scale_type: ScaleType,
+        rows: *const *const u8,
+        offset: usize,
+        n: usize,
+        out: *mut f32,
+        stride: usize,
+    ) {
+        unsafe { scales::widen(scale_type, rows, offset, n, out, stride) }
     }
 
     #[inline(always)]
@@ -270,15 +277,16 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn sum_lanes(self, rows: &[__m256; 16]) -> __m256 {
+    unsafe fn store_sums(self, rows: &[__m256; 8], p: *mut f32) {
         unsafe {
             // Each 128-bit half of `low` holds the sums of that half of rows 0 to 3.
             let low = quad(rows[0], rows[1], rows[2], rows[3]);
             let high = quad(rows[4], rows[5], rows[6], rows[7]);
-            _mm256_add_ps(
+            let sums = _mm256_add_ps(
                 _mm256_permute2f128_ps::<0x20>(low, high),
                 _mm256_permute2f128_ps::<0x31>(low, high),
-            )
+            );
+            _mm256_storeu_ps(p, sums);
         }
     }
 

@@ -1,19 +1,21 @@
 //! AVX-512: sixteen lanes, thirty-two registers.
 
+mod append;
 mod stage1;
 
+pub(crate) use append::Append;
 pub(crate) use stage1::Stage1;
 
 use super::avx2;
-use crate::arch::generic::Simd;
+use crate::arch::generic::{Loop, Simd};
 use kv_quant::ScaleType;
 use std::arch::x86_64::*;
 
-/// The proof that the CPU has AVX-512 F, BW, VL and DQ, and what AVX2 needs.
+/// The proof that the CPU has AVX-512 F, BW, VL and DQ, and what AVX2 needs; with `VNNI`, that too.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const VNNI: bool = false>(());
 
-impl Avx512 {
+impl Avx512<false> {
     /// `None` if the CPU lacks one of the features.
     pub(crate) fn new() -> Option<Self> {
         let has = is_x86_feature_detected!("avx512f")
@@ -61,11 +63,34 @@ unsafe fn halves(a: __m512, b: __m512) -> __m512 {
     unsafe { _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b)) }
 }
 
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+#[inline(never)]
+fn run<const VNNI: bool, L: Loop<Avx512<VNNI>>>(s: Avx512<VNNI>, inner: L) {
+    inner.run(s);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+#[inline(never)]
+fn run_vnni<const VNNI: bool, L: Loop<Avx512<VNNI>>>(s: Avx512<VNNI>, inner: L) {
+    inner.run(s);
+}
+
 // SAFETY of every block below without a comment of its own: the value of type Avx512 proves the features.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one argument for all of them, above")]
-impl Simd for Avx512 {
+impl<const VNNI: bool> Simd for Avx512<VNNI> {
     const LANES: usize = 16;
     type F = __m512;
+    type Integer = Avx512<true>;
+
+    #[inline(always)]
+    fn integer(self) -> Option<Avx512<true>> {
+        is_x86_feature_detected!("avx512vnni").then_some(Avx512(()))
+    }
+
+    #[inline(always)]
+    fn run<L: Loop<Self>>(self, inner: L) {
+        unsafe { if VNNI { run_vnni(self, inner) } else { run(self, inner) } }
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -88,17 +113,50 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_by_eights(self, p: *const f32) -> __m512 {
+    unsafe fn dot_codes(self, k: *const i8, q: *const i8, offsets: *const i32) -> __m512 {
         unsafe {
-            let both = _mm512_castpd_ps(_mm512_set1_pd(p.cast::<f64>().read_unaligned()));
-            // Even lanes hold p[0], odd ones p[1].
-            _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), both)
+            let (k, q) = (_mm512_loadu_si512(k.cast()), _mm512_loadu_si512(q.cast()));
+            if VNNI {
+                let k = _mm512_xor_si512(k, _mm512_set1_epi8(-128));
+                return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_loadu_si512(offsets.cast()), k, q));
+            }
+            // As with AVX2; the sign goes over by a mask.
+            let q = _mm512_mask_sub_epi8(q, _mm512_movepi8_mask(k), _mm512_setzero_si512(), q);
+            let pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(k), q);
+            _mm512_cvtepi32_ps(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
         }
     }
 
     #[inline(always)]
-    unsafe fn widen_scales(self, scale_type: ScaleType, p: *const u8, n: usize, out: *mut f32) {
-        unsafe { avx2::widen_scales(scale_type, p, n, out) }
+    unsafe fn load_by_eights(self, p: *const f32, stride: usize) -> __m512 {
+        unsafe { _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(*p), _mm512_set1_ps(*p.add(stride))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_repeated<const N: usize>(self, p: *const f32) -> __m512 {
+        unsafe {
+            let x = _mm512_loadu_ps(p);
+            let order = match N {
+                1 => return x,
+                2 => _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7),
+                4 => _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
+                _ => _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1),
+            };
+            _mm512_permutexvar_ps(order, x)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn widen_scales(
+        self,
+        scale_type: ScaleType,
+        rows: *const *const u8,
+        offset: usize,
+        n: usize,
+        out: *mut f32,
+        stride: usize,
+    ) {
+        unsafe { avx2::scales::widen(scale_type, rows, offset, n, out, stride) }
     }
 
     #[inline(always)]
@@ -162,17 +220,19 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn sum_lanes(self, rows: &[__m512; 16]) -> __m512 {
+    unsafe fn store_sums(self, rows: &[__m512; 8], p: *mut f32) {
         unsafe {
             // Each 128-bit quarter of a quad holds the sums of that quarter of its four rows.
-            let [a, b, c, d] = [
-                quad(rows[0], rows[1], rows[2], rows[3]),
-                quad(rows[4], rows[5], rows[6], rows[7]),
-                quad(rows[8], rows[9], rows[10], rows[11]),
-                quad(rows[12], rows[13], rows[14], rows[15]),
-            ];
-            let (ab, cd) = (halves(a, b), halves(c, d));
-            _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd))
+            let a = quad(rows[0], rows[1], rows[2], rows[3]);
+            let b = quad(rows[4], rows[5], rows[6], rows[7]);
+            // Quarters a0 + a2, a1 + a3, b0 + b2, b1 + b3; then each pair is added.
+            let ab = halves(a, b);
+            let (low, high) = (_mm512_castps512_ps256(ab), _mm512_extractf32x8_ps::<1>(ab));
+            let sums = _mm256_add_ps(
+                _mm256_permute2f128_ps::<0x20>(low, high),
+                _mm256_permute2f128_ps::<0x31>(low, high),
+            );
+            _mm256_storeu_ps(p, sums);
         }
     }
 
