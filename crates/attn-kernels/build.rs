@@ -34,13 +34,18 @@ mod image {
                 println!("cargo::rerun-if-changed={folder}");
             }
         }
-        let facts = match folder_of_image(&crate_dir) {
-            Some(folder) => describe(&crate_dir, &folder).unwrap_or_else(|problem| {
+        let sources = source_hash::source_hash(&crate_dir).unwrap_or_else(|error| {
+            println!("cargo::error=cannot hash the kernel sources: {error}");
+            String::new()
+        });
+        let mut facts = match folder_of_image(&crate_dir) {
+            Some(folder) => describe(&sources, &folder).unwrap_or_else(|problem| {
                 println!("cargo::warning=kernel image in {} ignored: {problem}", folder.display());
                 NOT_BUILT.to_owned()
             }),
             None => NOT_BUILT.to_owned(),
         };
+        facts += &format!("pub const SOURCES: &str = {sources:?};\n");
         if let Err(error) = std::fs::write(out_dir.join("image_facts.rs"), facts) {
             println!("cargo::error=cannot write image_facts.rs: {error}");
         }
@@ -71,13 +76,12 @@ mod image {
         None
     }
 
-    fn describe(crate_dir: &Path, folder: &Path) -> Result<String, String> {
+    fn describe(sources: &str, folder: &Path) -> Result<String, String> {
         let text = std::fs::read_to_string(folder.join(MANIFEST)).map_err(|error| error.to_string())?;
         let manifest: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
         let string = |key: &str| manifest[key].as_str().ok_or(format!("the manifest has no {key}"));
         let built_from = string("source_hash")?;
-        let sources = source_hash::source_hash(crate_dir).map_err(|error| error.to_string())?;
-        let stale = (built_from != sources).then(|| (built_from.to_owned(), sources));
+        let stale = (built_from != sources).then_some((built_from, sources));
         if stale.is_some() {
             println!("cargo::warning=the kernel image is older than its sources: run `cargo xtask kernels`");
         }

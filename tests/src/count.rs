@@ -2,13 +2,23 @@
 
 use proptest::test_runner::{FailurePersistence, FileFailurePersistence};
 use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
 use std::fmt::Write as _;
+use std::hash::BuildHasher as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// How many cases a property runs: `KV8_CASES`, else `PROPTEST_CASES`, else `default`.
 pub fn num_cases(default: u32) -> u32 {
     let read = |name| std::env::var(name).ok().and_then(|value| value.parse().ok());
     read("KV8_CASES").or_else(|| read("PROPTEST_CASES")).unwrap_or(default)
+}
+
+/// The seed of random cases: `KV8_SEED`, else another for each run.
+pub fn seed() -> u64 {
+    let asked = std::env::var("KV8_SEED").ok().and_then(|value| value.parse().ok());
+    // The standard library's hash keys are random bits without a crate for them.
+    asked.unwrap_or_else(|| RandomState::new().hash_one(0u8) >> 32)
 }
 
 /// Where failing seeds of a property are kept: beside the sources, if they are on this machine.
@@ -34,6 +44,7 @@ struct Account {
     skipped: BTreeMap<String, u64>,
     worst: Option<(f64, String)>,
     coverage: BTreeMap<&'static str, BTreeMap<String, u64>>,
+    took: BTreeMap<String, Duration>,
 }
 
 impl Ledger {
@@ -87,6 +98,20 @@ impl Ledger {
         });
     }
 
+    /// How often a value of an axis was entered.
+    pub fn times_covered(&self, subject: &str, axis: &str, value: &str) -> u64 {
+        let subjects = self.subjects();
+        let values = subjects.get(subject).and_then(|account| account.coverage.get(axis));
+        values.and_then(|values| values.get(value)).copied().unwrap_or(0)
+    }
+
+    /// Enters how long a suite took.
+    pub fn took(&self, subject: &str, suite: &str, duration: Duration) {
+        self.account(subject, |account| {
+            account.took.insert(suite.to_owned(), duration);
+        });
+    }
+
     /// Cases executed by one subject, all suites together.
     pub fn executed(&self, subject: &str) -> u64 {
         self.subjects().get(subject).map_or(0, |account| account.executed.values().sum())
@@ -125,6 +150,11 @@ impl Account {
         if !suites.is_empty() {
             writeln!(text, "    executed  {}", suites.join(", "))?;
         }
+        let took: Vec<String> =
+            self.took.iter().map(|(suite, time)| format!("{suite} {:.1} s", time.as_secs_f64())).collect();
+        if !took.is_empty() {
+            writeln!(text, "    took      {}", took.join(", "))?;
+        }
         for (reason, count) in &self.skipped {
             writeln!(text, "    skipped   {count}: {reason}")?;
         }
@@ -133,6 +163,7 @@ impl Account {
             values.sort_by_key(|(value, _)| (value.len(), *value));
             if let Some((rarest, fewest)) = values.iter().min_by_key(|(_, n)| *n)
                 && values.len() > MOST_VALUES
+                && *axis != crate::conformance::judge::VARIANT
             {
                 writeln!(text, "    {axis:<9} {} values, the rarest {rarest}:{fewest}", values.len())?;
                 continue;

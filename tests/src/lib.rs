@@ -12,6 +12,10 @@ pub mod compare;
 pub mod conformance;
 pub mod count;
 pub mod forced_isa;
+#[cfg(feature = "cuda")]
+pub mod gpu;
+#[cfg(feature = "cuda")]
+pub mod guarded;
 pub mod malformed;
 pub mod mutant;
 pub mod numbers;

@@ -1,5 +1,6 @@
 //! The backend under test, and the two ways to reach it: through a session, or through its executor alone.
 
+use crate::case::Profile;
 use crate::compare::Run;
 use crate::count::Ledger;
 use crate::problem::{Step, Tokens};
@@ -10,7 +11,7 @@ use attn_backend::{
 };
 use attn_plan::{DecodeSpec, SplitConfig, SplitPlan};
 use kv_quant::{CacheBuffers, CacheLayout, FloatSlice, FloatType, PageCopy};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// A backend under test.
 #[derive(Clone, Debug)]
@@ -21,6 +22,20 @@ pub struct Subject {
     pub backend: Arc<dyn Backend>,
     /// Where executed cases are entered.
     pub ledger: Arc<Ledger>,
+    /// Variants of its own that a long run of random cases must hit.
+    pub variants: Vec<String>,
+    kept: Kept,
+}
+
+/// A cache that stays open, so that a backend keeps what it shares between caches (a device's context and loaded code)
+/// while others come and go.
+#[derive(Clone, Default)]
+struct Kept(Arc<OnceLock<Mutex<Option<Opened>>>>);
+
+impl std::fmt::Debug for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Kept")
+    }
 }
 
 /// How a backend is reached.
@@ -52,7 +67,8 @@ fn text(error: impl std::fmt::Display) -> String {
 impl Subject {
     /// A subject of its own.
     pub fn new(backend: Arc<dyn Backend>, ledger: &Arc<Ledger>) -> Self {
-        Self { name: backend.id().to_string(), backend, ledger: Arc::clone(ledger) }
+        let (name, ledger) = (backend.id().to_string(), Arc::clone(ledger));
+        Self { name, backend, ledger, variants: Vec::new(), kept: Kept::default() }
     }
 
     /// Whether it can run here.
@@ -61,6 +77,16 @@ impl Subject {
     /// Why not.
     pub fn probe(&self) -> Result<(), Refusal> {
         self.backend.probe().map(|_| ())
+    }
+
+    /// Opens a small cache and keeps it, once.
+    pub fn keep_open(&self) {
+        self.kept.0.get_or_init(|| {
+            let case = crate::case::Case::plain(self.tile_len(), 1);
+            let config = SplitConfig { tile_len: self.tile_len(), ..SplitConfig::throughput(1) };
+            // Where it cannot be opened, the suite's own attempt will say why.
+            Mutex::new(self.open(&case.layout_of(1), &case.bare_spec(), config, Route::Executor).ok())
+        });
     }
 
     /// What it offers.
@@ -90,9 +116,24 @@ impl Subject {
 
     /// `odd` where the backend takes pages of that length, else `even`.
     pub fn page_len(&self, odd: u32, even: u32) -> u32 {
-        let case = crate::case::Case { page_len: odd, ..crate::case::Case::plain(self.tile_len(), 1) };
-        let takes = self.backend.missing(&Descriptor::new(case.layout_of(1), case.bare_spec())).is_empty();
-        if takes { odd } else { even }
+        if self.takes_pages_of(odd) { odd } else { even }
+    }
+
+    /// Whether the backend takes pages of a length.
+    pub fn takes_pages_of(&self, page_len: u32) -> bool {
+        let case = crate::case::Case { page_len, ..crate::case::Case::plain(self.tile_len(), 1) };
+        self.backend.missing(&Descriptor::new(case.layout_of(1), case.bare_spec())).is_empty()
+    }
+
+    /// The choices of the generators.
+    pub fn profile(&self) -> Profile {
+        let profile = Profile::new(&self.capability(), self.tile_len());
+        profile.with_page_lens(|page_len| self.takes_pages_of(page_len))
+    }
+
+    /// The variants of the backend that a long run must have hit.
+    pub fn with_variants(self, variants: Vec<String>) -> Self {
+        Self { variants, ..self }
     }
 
     /// Opens a cache of its own.

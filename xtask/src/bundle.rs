@@ -79,6 +79,10 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     fs::copy(workspace::kernels_output().join("manifest.json"), out.join("manifest.json"))?;
+    let mutants = crate::mutants::output();
+    if mutants.is_dir() {
+        copy_tree(&mutants, &out.join("mutants"))?;
+    }
     fs::write(out.join(MARK), "This folder is written by `cargo xtask bundle` and replaced by it.\n")?;
     write_script(&out.join("run.sh"), &tests)?;
     println!(
@@ -190,6 +194,10 @@ const SCRIPT_HEAD: &str = r#"#!/bin/sh
 #   ./run.sh                       all tests; a missing GPU is a failure
 #   ./run.sh --list                their names
 #   ./run.sh NAME [ARGUMENTS...]   one test program, with arguments of Rust's test harness
+#   ./run.sh fuzz [CASES]          the suite on the GPU alone, with so many random cases for the kernels [64000]
+#   ./run.sh sanitize              every kernel of the image under the four tools of compute-sanitizer
+#   ./run.sh mutants               the suite against each image of mutants/ (cargo xtask mutants)
+#   ./run.sh evidence              all GPU tests, then fuzz, sanitize and mutants
 # KV8_REQUIRE_GPU=0 lets GPU tests skip. KV8_RUNNER is put before each program, for example
 # KV8_RUNNER="compute-sanitizer --tool memcheck --error-exitcode 9".
 here=$(cd "$(dirname "$0")" && pwd)
@@ -198,6 +206,67 @@ export KV8_REQUIRE_GPU
 [ -x "$here/bin/tools/kv8-validate" ] && export KV8_VALIDATE="$here/bin/tools/kv8-validate"
 only=$1
 [ $# -gt 0 ] && shift
+it="$here/bin/tests/tests-it"
+logs=${KV8_LOGS:-$here/logs}
+
+# Each tool in a process of its own, all at once; arrays apart, so that a tool sees where each ends.
+sanitize() {
+    command -v compute-sanitizer > /dev/null || { echo "sanitize: there is no compute-sanitizer here"; return 2; }
+    mkdir -p "$logs"
+    for tool in memcheck racecheck initcheck synccheck; do
+        (
+            begin=$(date +%s)
+            cd "$here/tests" && KV8_ALLOCATE_APART=1 CARGO_MANIFEST_DIR="$here/tests" \
+                compute-sanitizer --tool $tool --error-exitcode 9 "$it" gpu::every_kernel --exact \
+                > "$logs/$tool.log" 2>&1
+            echo "$? $(($(date +%s) - begin))" > "$logs/$tool.end"
+        ) &
+    done
+    wait
+    bad=0
+    for tool in memcheck racecheck initcheck synccheck; do
+        read -r code seconds < "$logs/$tool.end"
+        [ "$code" = 0 ] || bad=1
+        echo "sanitize: $tool: exit code $code, $seconds s: $(grep -a SUMMARY "$logs/$tool.log" | tail -n 1)"
+        grep -a "kernels of the image" "$logs/$tool.log" || bad=1
+    done
+    return $bad
+}
+
+# Four processes at a time. Folder 0 is the image without a bug, which must pass.
+mutants() {
+    [ -d "$here/mutants" ] || { echo "mutants: run cargo xtask mutants before cargo xtask bundle"; return 2; }
+    mkdir -p "$logs"
+    rm -f "$logs"/mutant*
+    ls "$here/mutants" | sort -n | xargs -P 4 -I{} sh -c "cd '$here/tests' && KV8_IMAGE_DIR='$here/mutants/{}' \
+        CARGO_MANIFEST_DIR='$here/tests' '$it' gpu::seeded_bug --exact --ignored > '$logs/mutant-{}.log' 2>&1 \
+        || echo {} >> '$logs/mutants.failed'"
+    grep -ah "bug" "$logs"/mutant-*.log | grep -a "killed by\|SURVIVES\|no bug" | sort -u -t ' ' -k 2n | cut -c 1-200
+    killed=$(grep -al "killed by" "$logs"/mutant-*.log | wc -l)
+    echo "mutants: $killed of $(($(ls "$here/mutants" | wc -l) - 1)) killed"
+    [ ! -s "$logs/mutants.failed" ]
+}
+
+fuzz() {
+    (cd "$here/tests" && KV8_CASES=${1:-64000} CARGO_MANIFEST_DIR="$here/tests" "$it" conformance::cuda)
+}
+
+case $only in
+fuzz) fuzz "$@"; exit ;;
+sanitize) sanitize; exit ;;
+mutants) mutants; exit ;;
+evidence)
+    code=0
+    "$here/run.sh" attn-kernels-gpu || code=1
+    for test in attn-backend-builtin attn-backend-cuda_session; do "$here/run.sh" $test || code=1; done
+    "$here/run.sh" tests-it gpu:: || code=1
+    fuzz || code=1
+    sanitize || code=1
+    mutants || code=1
+    echo "evidence: $([ $code = 0 ] && echo complete || echo FAILED)"
+    exit $code
+    ;;
+esac
 arguments="$*"
 ran=0
 failed=""

@@ -49,6 +49,26 @@ pub struct Args {
     /// Report spills and low occupancy without failing
     #[arg(long)]
     no_gate: bool,
+    /// Build this file of cuda/instances alone (its name without .cu); may be given several times [default: all]
+    #[arg(long, value_name = "NAME")]
+    unit: Vec<String>,
+}
+
+impl Args {
+    /// A part of the image, for sm_90a, as the mutants of the kernels are built.
+    pub fn part(units: &[&str], define: String, out: PathBuf) -> Self {
+        Self {
+            nvcc: None,
+            jobs: None,
+            arch: vec!["sm_90a".to_owned()],
+            define: vec![define],
+            lineinfo: false,
+            out: Some(out),
+            cache_dir: None,
+            no_gate: true,
+            unit: units.iter().map(|unit| (*unit).to_owned()).collect(),
+        }
+    }
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -62,7 +82,13 @@ pub fn run(args: &Args) -> Result<()> {
     let toolchain = Toolchain::find(args.nvcc.as_deref(), args.cache_dir.as_deref())?;
     println!("nvcc {} ({})", toolchain.version, toolchain.origin);
     let table = Table::read(&crate_dir.join("instances.toml"))?;
-    let units = units(&crate_dir)?;
+    let mut units = units(&crate_dir)?;
+    if !args.unit.is_empty() {
+        let all: Vec<String> = units.iter().map(|unit| unit_name(unit)).collect();
+        let unknown: Vec<&String> = args.unit.iter().filter(|unit| !all.contains(unit)).collect();
+        ensure!(unknown.is_empty(), "no units {unknown:?}; there are {all:?}");
+        units.retain(|unit| args.unit.contains(&unit_name(unit)));
+    }
     let targets = Target::parse_all(&args.arch)?;
     let flags = flags(args);
 
@@ -98,7 +124,7 @@ pub fn run(args: &Args) -> Result<()> {
             }
         }
     }
-    let problems = table.check(&kernels);
+    let problems = table.check(&kernels, args.unit.is_empty());
     let manifest = Manifest {
         source_hash: source_hash(&crate_dir).context("hashing the kernel sources")?,
         nvcc_version: toolchain.version.to_string(),

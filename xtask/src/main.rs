@@ -7,11 +7,13 @@ mod bundle;
 mod ci;
 mod demo;
 mod kernels;
+mod mutants;
 mod package;
 mod smollm2;
 #[path = "../../crates/attn-kernels/build/source_hash.rs"]
 mod source_hash;
 mod tidy;
+mod tune;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -45,8 +47,12 @@ enum Command {
     Generate(smollm2::Args),
     /// Build the CUDA kernels into target/kernels (needs no GPU; finds or installs nvcc)
     Kernels(kernels::Args),
+    /// Build the kernels with each seeded bug, for `run.sh mutants` of a bundle
+    Mutants(mutants::Args),
     /// Pack the crates with the kernel image inside, so that dependents need no nvcc
     Package(package::Args),
+    /// Measure which schedule is fastest for which step on this GPU, and keep it as a profile
+    Tune(tune::Args),
     /// Check the house rules that no compiler checks
     Tidy(tidy::Args),
 }
@@ -62,8 +68,10 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Generate(args) => smollm2::run("generate", &args),
         Command::Kernels(args) => kernels::run(&args),
+        Command::Mutants(args) => mutants::run(&args),
         Command::Package(args) => package::run(&args),
         Command::Tidy(args) => tidy::run(&args),
+        Command::Tune(args) => tune::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,6 +4,7 @@ use crate::{
     BackendId, Capability, Descriptor, Error, Expect, Input, Memory, Missing, Output, Refusal, Stream,
 };
 use attn_plan::{DecodeRequest, DecodeSpec, SplitConfig, SplitPlan};
+use attn_tune::Level;
 use cpu_reference::Arithmetic;
 use kv_quant::PageCopy;
 
@@ -66,6 +67,12 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// The error model of its arithmetic for a step: what its results are judged by.
     fn arithmetic(&self, spec: &DecodeSpec, plan: &SplitPlan) -> Arithmetic;
 
+    /// The code that would run the descriptor's first spec, where there are several: a kernel's symbol, say. For reports.
+    fn variant(&self, descriptor: &Descriptor) -> Option<String> {
+        let _ = descriptor;
+        None
+    }
+
     /// Where its trial should run by default.
     fn isolation(&self) -> Isolation {
         Isolation::Thread
@@ -118,6 +125,23 @@ pub trait Executor: Send {
     /// # Errors
     /// Out of memory, a device that failed.
     fn plan(&mut self, request: &DecodeRequest<'_>, plan: &SplitPlan) -> Result<(), Error>;
+
+    /// Says how schedules are to be chosen from now on, and measures what the level asks for: the step that `expect`
+    /// describes. For a backend whose schedules nothing could improve there is nothing to do.
+    ///
+    /// # Errors
+    /// Out of memory, a device that failed. A profile that cannot be used is logged, not an error.
+    fn tune(&mut self, level: Level, expect: Option<&Expect>) -> Result<(), Error> {
+        let _ = (level, expect);
+        Ok(())
+    }
+
+    /// How this step is best cut, if the backend knows better than [`Backend::split_config`], which knows no lengths. A
+    /// pure function of what was opened, what [`Self::tune`] loaded, and the step.
+    fn split_config(&mut self, spec: &DecodeSpec, kv_lens: &[u32]) -> Option<SplitConfig> {
+        let _ = (spec, kv_lens);
+        None
+    }
 
     /// Runs the planned step. With device arrays the work is queued; with host arrays it is done on return.
     ///

@@ -44,6 +44,9 @@ pub enum Error {
     /// Spec, lengths, page table, split.
     #[error(transparent)]
     Plan(#[from] attn_plan::Error),
+    /// The environment names no tuning level.
+    #[error("{variable}: {0}", variable = attn_tune::TUNE_VARIABLE)]
+    TuneLevel(#[from] attn_tune::LevelError),
     /// An array has the wrong number of elements.
     #[error("{array} has {got} elements; needed: {want}")]
     Len {

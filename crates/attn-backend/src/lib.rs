@@ -32,9 +32,9 @@ mod validate;
 
 pub use attn_kernels::DeviceView;
 pub use backend::{Backend, Device, Executor, Isolation, NormalDecode};
-#[cfg(feature = "cuda")]
-pub use backends::CudaBackend;
 pub use backends::{CpuBackend, cpu_split_config};
+#[cfg(feature = "cuda")]
+pub use backends::{CudaBackend, cuda_chooser, cuda_tuner};
 pub use capability::{Capability, Missing, Refusal};
 pub use descriptor::Descriptor;
 pub use error::{Array, Error};

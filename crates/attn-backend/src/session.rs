@@ -7,6 +7,7 @@ use crate::{
     Refusal, Selection, Stream,
 };
 use attn_plan::{DecodeRequest, DecodeSpec, PageRows, PageTable, SplitConfig, SplitPlan, SplitPolicy};
+use attn_tune::Level;
 use kv_quant::{CacheLayout, FloatSlice, FloatSliceMut, PageCopy};
 
 /// How a session is opened.
@@ -16,8 +17,11 @@ pub struct SessionOptions<'a> {
     pub memory: Memory<'a>,
     /// The caller's queue; the backend makes its own otherwise.
     pub stream: Option<Stream>,
-    /// How steps are cut; otherwise the backend's choice under the descriptor's policy.
+    /// How steps are cut, whatever their lengths: what a captured graph needs, whose grid is fixed. Otherwise the backend
+    /// chooses step by step, under the descriptor's policy.
     pub split: Option<SplitConfig>,
+    /// Where such choices come from; otherwise what [`TUNE_VARIABLE`](attn_tune::TUNE_VARIABLE) says.
+    pub tune: Option<Level>,
     /// Sizes to make room for.
     pub expect: Option<Expect>,
 }
@@ -85,6 +89,8 @@ pub struct Session<'a> {
     facts: Facts,
     steps: Vec<Step>,
     split: SplitConfig,
+    /// Whether the caller has set `split`; the backend may choose another for each step otherwise.
+    is_split_fixed: bool,
     planned: Planned,
     scratch: Scratch,
     executor: Box<dyn Executor + 'a>,
@@ -118,9 +124,11 @@ impl<'a> Session<'a> {
         options: SessionOptions<'a>,
     ) -> Result<Self, Error> {
         descriptor.check()?;
-        let SessionOptions { memory, stream, split, expect } = options;
+        let SessionOptions { memory, stream, split, tune, expect } = options;
         let capability = backend.capability();
         validate::memory(&descriptor.layout, &memory, &backend.id(), &capability)?;
+        let is_split_fixed = split.is_some();
+        let level = tune.map_or_else(Level::from_env, Ok)?;
         let split = split.unwrap_or_else(|| backend.split_config(descriptor));
         split.check()?;
         if let SplitPolicy::BatchInvariant { .. } = split.policy
@@ -139,11 +147,21 @@ impl<'a> Session<'a> {
                 _ => Vec::new(),
             },
         };
-        let executor = backend.open(descriptor, memory, stream)?;
+        let mut executor = backend.open(descriptor, memory, stream)?;
+        if !is_split_fixed {
+            executor.tune(level, expect.as_ref())?;
+        }
         let step = |spec: &DecodeSpec| Step { spec: spec.clone(), max_q_len: spec.q_len };
         let steps = descriptor.specs().map(step).collect();
-        let mut session =
-            Self { facts, steps, split, planned: Planned::default(), scratch: Scratch::default(), executor };
+        let mut session = Self {
+            facts,
+            steps,
+            split,
+            is_split_fixed,
+            planned: Planned::default(),
+            scratch: Scratch::default(),
+            executor,
+        };
         if let Some(expect) = expect {
             session.reserve(&expect)?;
         }
@@ -151,7 +169,7 @@ impl<'a> Session<'a> {
     }
 
     fn reserve(&mut self, expect: &Expect) -> Result<(), Error> {
-        let Self { facts, steps, split, planned, scratch, executor } = self;
+        let Self { facts, steps, split, planned, scratch, executor, .. } = self;
         let num_pages =
             (expect.kv_len.div_ceil(facts.layout.page_len()) as usize).saturating_mul(expect.batch);
         try_reserve(&mut planned.kv_lens, expect.batch, "lengths")?;
@@ -177,12 +195,12 @@ impl<'a> Session<'a> {
         &self.facts.layout
     }
 
-    /// How steps are cut.
+    /// How steps are cut: the latest one, where the backend chooses step by step.
     pub fn split(&self) -> &SplitConfig {
         &self.split
     }
 
-    /// Cuts further steps otherwise. A plan made before is dropped.
+    /// Cuts further steps like this, whatever their lengths. A plan made before is dropped.
     ///
     /// # Errors
     /// Numbers that no plan can follow; the old ones stay.
@@ -190,6 +208,7 @@ impl<'a> Session<'a> {
         split.check()?;
         self.planned.step = None;
         self.split = split;
+        self.is_split_fixed = true;
         Ok(())
     }
 
@@ -258,7 +277,7 @@ impl<'a> Session<'a> {
         kv_lens: &[u32],
         page_table: PageTable<'_>,
     ) -> Result<(), Error> {
-        let Self { facts, steps, split, planned, executor, .. } = self;
+        let Self { facts, steps, split, is_split_fixed, planned, executor, .. } = self;
         planned.step = None;
         let Some(Step { spec, .. }) = steps.get_mut(step) else { return Err(Error::NoPlan) };
         spec.q_len = q_len;
@@ -271,6 +290,9 @@ impl<'a> Session<'a> {
             planned.row_starts.push(planned.pages.len() as u64);
             let num_pages = kv_len.div_ceil(facts.layout.page_len()) as usize;
             planned.pages.extend_from_slice(page_table.row(request, num_pages).unwrap_or(&[]));
+        }
+        if !*is_split_fixed && let Some(better) = executor.split_config(spec, kv_lens) {
+            *split = better;
         }
         planned.plan.update(spec, kv_lens, split)?;
         executor.plan(&planned.request(spec), &planned.plan)?;

@@ -27,6 +27,14 @@ pub enum ImageError {
         /// What was asked for.
         symbol: String,
     },
+    /// The folder that `KV8_IMAGE_DIR` names has no image that can be used (feature `image-from-env`).
+    #[error("no kernel image in {folder}: {reason}")]
+    Unusable {
+        /// The folder.
+        folder: String,
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 /// The embedded image.
@@ -38,6 +46,14 @@ pub struct Image {
     pub units: &'static [Unit],
     /// `manifest.json` as text: source hash, flags, registers, spills and shared memory of every kernel.
     pub manifest: &'static str,
+}
+
+impl Image {
+    /// Whether some unit has this kernel.
+    #[must_use]
+    pub fn has(&self, symbol: &str) -> bool {
+        self.units.iter().any(|unit| unit.symbols.contains(&symbol))
+    }
 }
 
 /// One fatbin of the image: the kernels of one source file, loaded when the first of them is asked for.
@@ -65,7 +81,10 @@ pub struct Needs {
 }
 
 #[cfg(feature = "cuda")]
-#[cfg_attr(not(kv8_image), allow(dead_code, reason = "without an image nobody asks for its units"))]
+#[allow(
+    dead_code,
+    reason = "without an image nobody asks for its units; the sources' hash is for images given later"
+)]
 mod facts {
     use super::Unit;
 
@@ -80,12 +99,19 @@ struct Aligned<T: ?Sized>(T);
 #[cfg(kv8_image)]
 static BYTES: &Aligned<[u8]> = &Aligned(*include_bytes!(env!("KV8_FATBIN")));
 
+#[cfg(feature = "image-from-env")]
+mod from_env;
+
 /// The embedded image, if it was built from the sources as they were when this crate was compiled.
 ///
 /// # Errors
 /// [`ImageError`]; its text says which command mends it.
 #[cfg(feature = "cuda")]
 pub fn embedded() -> Result<Image, ImageError> {
+    #[cfg(feature = "image-from-env")]
+    if let Some(image) = from_env::image(facts::SOURCES) {
+        return image;
+    }
     if let Some((built_from, sources)) = facts::STALE {
         return Err(ImageError::Stale { built_from, sources });
     }

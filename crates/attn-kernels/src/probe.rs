@@ -6,7 +6,7 @@
 use thiserror::Error;
 
 /// Facts of one device, read once.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct DeviceFacts {
     /// The driver's ordinal.
@@ -25,6 +25,8 @@ pub struct DeviceFacts {
     pub l2_bytes: u32,
     /// Device memory, in bytes.
     pub memory_bytes: u64,
+    /// What its clock and its width allow, in 10^9 bytes a second; 0 where the driver does not say.
+    pub memory_gb_per_s: f64,
     /// Highest CUDA version of the driver, major * 1000 + minor * 10.
     pub driver_version: u32,
 }
@@ -175,6 +177,10 @@ fn read_facts(ordinal: u32) -> Result<DeviceFacts, Unavailable> {
         )?,
         l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
         memory_bytes: memory as u64,
+        // Both edges of the clock, which is in kHz; the width is in bits.
+        memory_gb_per_s: 2.0 / 8.0 / 1e6
+            * f64::from(attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?)
+            * f64::from(attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?),
         driver_version: u32::try_from(version).unwrap_or(0),
     })
 }

@@ -129,6 +129,9 @@ pub enum Error {
     /// A tile holds at least one token.
     #[error("tile_len is {0}; valid: 1 to 65536")]
     TileLen(u32),
+    /// A block of a device takes some of the kv heads.
+    #[error("heads_per_block is {0}; valid: 1, 2 or 4")]
+    HeadsPerBlock(u32),
     /// A batch-invariant split that is no whole number of tiles.
     #[error("split_len is {split_len}; valid: a positive multiple of tile_len ({tile_len})")]
     SplitLen {

@@ -43,6 +43,9 @@ pub struct SplitConfig {
     pub item_overhead: u32,
     /// The fewest tiles worth a split of their own.
     pub min_split_tiles: u32,
+    /// The most kv heads that a block of a device takes together: 1, 2 or 4. It takes fewer where that does not divide the
+    /// heads, or its kernel has no room. Another number may change the last bits. A host takes heads as it likes.
+    pub heads_per_block: u32,
 }
 
 impl SplitConfig {
@@ -54,6 +57,7 @@ impl SplitConfig {
             tile_len: 64,
             item_overhead: 1,
             min_split_tiles: 1,
+            heads_per_block: 1,
         }
     }
 
@@ -77,6 +81,9 @@ impl SplitConfig {
         }
         if self.tile_len == 0 || self.tile_len > 65536 {
             return Err(Error::TileLen(self.tile_len));
+        }
+        if ![1, 2, 4].contains(&self.heads_per_block) {
+            return Err(Error::HeadsPerBlock(self.heads_per_block));
         }
         match self.policy {
             SplitPolicy::BatchInvariant { split_len } if split_len == 0 || split_len % self.tile_len != 0 => {

@@ -18,6 +18,7 @@ fn configs() -> impl Strategy<Value = SplitConfig> {
             tile_len,
             item_overhead,
             min_split_tiles,
+            heads_per_block: 1,
         },
     )
 }

@@ -111,6 +111,7 @@ fn refused_configs() {
     assert_eq!(good.check(), Ok(()));
     assert_eq!(bad(SplitConfig { num_workers: 0, ..good }), Error::NumWorkers(0));
     assert_eq!(bad(SplitConfig { num_workers: (1 << 20) + 1, ..good }), Error::NumWorkers((1 << 20) + 1));
+    assert_eq!(bad(SplitConfig { heads_per_block: 3, ..good }), Error::HeadsPerBlock(3));
     assert_eq!(bad(SplitConfig { tile_len: 0, ..good }), Error::TileLen(0));
     assert_eq!(bad(SplitConfig { tile_len: 65537, ..good }), Error::TileLen(65537));
     for split_len in [0, 63, 100] {
@@ -145,6 +146,7 @@ proptest! {
         let policy = split.map_or(SplitPolicy::Throughput, |n| SplitPolicy::BatchInvariant { split_len: n * 64 });
         let config = SplitConfig {
             policy, num_workers: workers, tile_len: 64, item_overhead: overhead, min_split_tiles: piece,
+            heads_per_block: 1,
         };
         let plan = SplitPlan::new(&spec, &lens, &config).unwrap();
         assert_covers(&plan, &spec, &lens, workers);

@@ -29,6 +29,9 @@ pub struct Arithmetic {
     pub k_unit: f64,
     /// Absolute error of a K operand.
     pub k_tiny: f64,
+    /// The same, as a share of the largest K scale of the token's row: for backends that bring scales into the range of
+    /// a narrower type.
+    pub k_scale_tiny: f64,
     /// f32 roundings on the longest path through one q.k, scales and softmax_scale included.
     pub dot_roundings: f64,
     /// Further roundings of a finished logit, e.g. 2 for a change to base 2.
@@ -45,10 +48,14 @@ pub struct Arithmetic {
     pub p_unit: f64,
     /// Absolute error of a weight operand, weights being at most 1.
     pub p_tiny: f64,
+    /// The same for a weight times its token's largest V scale, as a share of the largest such product.
+    pub p_scale_tiny: f64,
     /// A V operand of p.v.
     pub v_unit: f64,
     /// Absolute error of a V operand.
     pub v_tiny: f64,
+    /// The same, as a share of the largest V scale of the token's row.
+    pub v_scale_tiny: f64,
     /// f32 roundings on the longest path of the sums over tokens: within a tile, between tiles, between splits.
     pub sum_roundings: f64,
     /// A stored partial state; 0 for f32.
@@ -69,6 +76,7 @@ impl Arithmetic {
             q_tiny: 0.0,
             k_unit: 0.0,
             k_tiny: 0.0,
+            k_scale_tiny: 0.0,
             // Product, sum, code times an f32 scale, softmax_scale.
             dot_roundings: f64::from(spec.head_dim) + 3.0,
             logit_roundings: 0.0,
@@ -78,8 +86,10 @@ impl Arithmetic {
             rescales: facts.longest + facts.splits,
             p_unit: 0.0,
             p_tiny: 0.0,
+            p_scale_tiny: 0.0,
             v_unit: 0.0,
             v_tiny: 0.0,
+            v_scale_tiny: 0.0,
             // Token by token a rescale, a product and a sum; split by split likewise; normalizer and product.
             sum_roundings: 2.0 * facts.longest + 3.0 * facts.splits + 6.0,
             partial_unit: 0.0,
@@ -158,7 +168,7 @@ impl Arithmetic {
         let operands = (1.0 + gamma(self.dot_roundings)) * (1.0 + self.q_unit) * (1.0 + self.k_unit) - 1.0;
         let mut error = token.abs_dot * operands
             + token.abs_k * (self.q_amax_unit * row.q_amax + self.q_tiny) * (1.0 + self.k_unit)
-            + token.abs_q * self.k_tiny * (1.0 + self.q_unit)
+            + token.abs_q * (self.k_tiny + self.k_scale_tiny * token.k_scale) * (1.0 + self.q_unit)
             + row.flush;
         if let Some(cap) = row.soft_cap {
             // |tanh| <= 1 and |c tanh(x/c)| <= |x|: the division and the product are two roundings of that.
@@ -203,62 +213,51 @@ impl OracleOutput {
             let floor: f64 = weights.iter().map(|w| w.floor(0.0)).sum();
             let floor_by_top: f64 =
                 weights.iter().map(|w| if w.t == top_t { w.p } else { w.floor(top_delta) }).sum();
-            for (channel, &o) in out.iter().enumerate() {
-                bounds.push(self.element_bound(
-                    arithmetic,
-                    row,
-                    &weights,
-                    channel,
-                    o,
-                    (top_t, top_delta),
-                    [floor, floor_by_top],
-                ));
+            let mut sums = vec![Sums::default(); out.len()];
+            let no_values = vec![0.0; out.len()];
+            for weight in &weights {
+                // Exponentials once a weight, not once an element.
+                let gain = weight.gain(0.0);
+                let gain_by_top = if weight.t == top_t { 0.0 } else { weight.gain(top_delta) };
+                let values = weight.t.map_or(no_values.as_slice(), |t| self.values(row, t));
+                for ((sums, &o), &v) in sums.iter_mut().zip(out).zip(values) {
+                    sums.add(weight.p, gain, gain_by_top, v, o);
+                }
             }
+            let from_scales = self.error_of_scales(arithmetic, row, &weights, floor);
+            let num_tokens = row.tokens.len() as f64;
+            let elements = sums.iter().zip(out);
+            bounds.extend(elements.map(|(sums, &o)| {
+                element_bound(arithmetic, num_tokens, from_scales, sums, o, [floor, floor_by_top])
+            }));
         }
         bounds
     }
 
-    fn element_bound(
-        &self,
-        a: &Arithmetic,
-        row: &Row,
-        weights: &[Weight],
-        channel: usize,
-        o: f64,
-        (top_t, top_delta): (Option<usize>, f64),
-        [floor, floor_by_top]: [f64; 2],
-    ) -> f64 {
-        let (mut spread, mut spread_by_top, mut hull) = (0.0, 0.0, 0f64);
-        let (mut mass, mut v_max) = (0.0, 0f64);
-        for weight in weights {
-            let v = weight.t.map_or(0.0, |t| self.value(row, t, channel));
-            let distance = (v - o).abs();
-            hull = hull.max(distance);
-            v_max = v_max.max(v.abs());
-            spread += weight.gain(0.0) * distance;
-            if weight.t != top_t {
-                spread_by_top += weight.gain(top_delta) * distance;
-            }
-            mass += (weight.p + weight.gain(0.0)) * v.abs();
+    /// What the absolute errors that go with the scales of V add to any channel of a row.
+    fn error_of_scales(&self, a: &Arithmetic, row: &Row, weights: &[Weight], floor: f64) -> f64 {
+        if a.p_scale_tiny == 0.0 && a.v_scale_tiny == 0.0 {
+            return 0.0;
         }
-        // Whatever the weights are, the exact sum of values is a convex combination of them.
-        let from_weights = [spread / floor, spread_by_top / floor_by_top, hull]
-            .into_iter()
-            .filter(|x| !x.is_nan())
-            .fold(f64::INFINITY, f64::min);
-        let mass = (mass / floor).min(v_max);
-        let mass = if mass.is_nan() { v_max } else { mass };
-        let relative = a.p_unit + a.v_unit + a.partial_unit + 2.0 * gamma(a.sum_roundings);
-        let num_tokens = row.tokens.len() as f64;
-        let underflow = num_tokens * ((a.p_tiny + FLUSH) * v_max + FLUSH) + a.v_tiny;
-        let before_out = from_weights + 1.01 * mass * relative + underflow;
-        before_out
-            + a.out_type.unit_roundoff() * (o.abs() + before_out)
-            + (a.out_type.tiny() / 2.0).max(FLUSH)
+        let (mut sum, mut largest, mut top_scale) = (0.0, 0f64, 0f64);
+        for weight in weights {
+            let at = weight.t.map(|t| t * self.num_kv_heads + row.kv_head);
+            let scale = at.and_then(|at| self.v_scales.get(at)).copied().unwrap_or(0.0);
+            let product = (weight.p + weight.gain(0.0)) * scale;
+            sum += product;
+            largest = largest.max(product);
+            top_scale = top_scale.max(scale);
+        }
+        // No weight is more than the whole.
+        let within = |x: f64, most: f64| if x / floor <= most { x / floor } else { most };
+        row.tokens.len() as f64 * a.p_scale_tiny * within(largest, top_scale)
+            + a.v_scale_tiny * within(sum, top_scale)
     }
 
-    fn value(&self, row: &Row, t: usize, channel: usize) -> f64 {
-        self.v.get((t * self.num_kv_heads + row.kv_head) * self.head_dim + channel).copied().unwrap_or(0.0)
+    /// One V row; empty if there is none.
+    fn values(&self, row: &Row, t: usize) -> &[f64] {
+        let first = (t * self.num_kv_heads + row.kv_head) * self.head_dim;
+        self.v.get(first..first + self.head_dim).unwrap_or_default()
     }
 
     /// Largest allowed `|lse - oracle|` for each row, `[q_len, num_q_heads]`; 0 where lse is -inf.
@@ -278,4 +277,52 @@ impl OracleOutput {
         };
         self.rows.iter().zip(&self.lse).map(bound).collect()
     }
+}
+
+/// What the tokens of a row add up to for one channel.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    /// `sum p (exp(delta) - 1) |v - O|`.
+    spread: f64,
+    /// The same with the top weight as the unit.
+    spread_by_top: f64,
+    /// `max |v - O|`.
+    hull: f64,
+    /// `sum p exp(delta) |v|`.
+    mass: f64,
+    /// `max |v|`.
+    v_max: f64,
+}
+
+impl Sums {
+    fn add(&mut self, p: f64, gain: f64, gain_by_top: f64, v: f64, o: f64) {
+        let distance = (v - o).abs();
+        self.hull = self.hull.max(distance);
+        self.v_max = self.v_max.max(v.abs());
+        self.spread += gain * distance;
+        self.spread_by_top += gain_by_top * distance;
+        self.mass += (p + gain) * v.abs();
+    }
+}
+
+fn element_bound(
+    a: &Arithmetic,
+    num_tokens: f64,
+    from_scales: f64,
+    sums: &Sums,
+    o: f64,
+    [floor, floor_by_top]: [f64; 2],
+) -> f64 {
+    let Sums { spread, spread_by_top, hull, mass, v_max } = *sums;
+    // Whatever the weights are, the exact sum of values is a convex combination of them.
+    let from_weights = [spread / floor, spread_by_top / floor_by_top, hull]
+        .into_iter()
+        .filter(|x| !x.is_nan())
+        .fold(f64::INFINITY, f64::min);
+    let mass = (mass / floor).min(v_max);
+    let mass = if mass.is_nan() { v_max } else { mass };
+    let relative = a.p_unit + a.v_unit + a.partial_unit + 2.0 * gamma(a.sum_roundings);
+    let underflow = num_tokens * ((a.p_tiny + FLUSH) * v_max + FLUSH) + a.v_tiny;
+    let before_out = from_weights + 1.01 * mass * relative + underflow + from_scales;
+    before_out + a.out_type.unit_roundoff() * (o.abs() + before_out) + (a.out_type.tiny() / 2.0).max(FLUSH)
 }

@@ -26,6 +26,8 @@ pub(crate) struct Token {
     pub abs_q: f64,
     /// What ALiBi added.
     pub alibi: f64,
+    /// The largest K scale of the token's row.
+    pub k_scale: f64,
 }
 
 /// One query row: what the oracle knows of it beyond its output.
@@ -53,6 +55,8 @@ pub struct OracleOutput {
     pub lse: Vec<f64>,
     pub(crate) rows: Vec<Row>,
     pub(crate) v: Vec<f64>,
+    /// The largest V scale of each row, `[kv_len, num_kv_heads]`.
+    pub(crate) v_scales: Vec<f64>,
     pub(crate) num_kv_heads: usize,
     pub(crate) head_dim: usize,
 }
@@ -63,7 +67,9 @@ fn check_len(what: &'static str, got: usize, want: usize) -> Result<(), Error> {
 
 /// Decode attention of one request of `kv_len` tokens.
 ///
-/// `q` is `[q_len, num_q_heads, head_dim]`; `k` and `v` are `[kv_len, num_kv_heads, head_dim]`, dequantized.
+/// `q` is `[q_len, num_q_heads, head_dim]`; `k` and `v` are `[kv_len, num_kv_heads, head_dim]`, dequantized. A row's
+/// largest magnitude stands for its largest scale, which only the error of backends that normalize scales depends on;
+/// [`decode_request`] knows the scales.
 ///
 /// # Errors
 /// A spec that fails its own check, or an array of another length.
@@ -73,6 +79,23 @@ pub fn decode(
     q: &[f64],
     k: &[f64],
     v: &[f64],
+) -> Result<OracleOutput, Error> {
+    let largest = |x: &[f64]| -> Vec<f64> {
+        let rows = x.chunks_exact((spec.head_dim as usize).max(1));
+        rows.map(|row| row.iter().fold(0.0, |amax, x| x.abs().max(amax))).collect()
+    };
+    let scales = (largest(k), largest(v));
+    decode_scaled(spec, kv_len, q, k, v, scales)
+}
+
+/// As [`decode`], with the largest K and V scale of each row, `[kv_len, num_kv_heads]`.
+fn decode_scaled(
+    spec: &DecodeSpec,
+    kv_len: u32,
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    (k_scales, v_scales): (Vec<f64>, Vec<f64>),
 ) -> Result<OracleOutput, Error> {
     spec.check()?;
     let head_dim = spec.head_dim as usize;
@@ -86,12 +109,13 @@ pub fn decode(
         lse: Vec::with_capacity(spec.lse_elements(1)),
         rows: Vec::with_capacity(spec.lse_elements(1)),
         v: v.to_vec(),
+        v_scales,
         num_kv_heads,
         head_dim,
     };
     for (row_idx, q_row) in q.chunks_exact(head_dim).enumerate() {
         let (q_idx, head) = (row_idx / spec.num_q_heads as usize, row_idx % spec.num_q_heads as usize);
-        let row = attend(spec, kv_len, q_idx as u32, head, q_row, k);
+        let row = attend(spec, kv_len, q_idx as u32, head, q_row, k, &k_scales);
         let mut out = vec![0.0; head_dim];
         for token in &row.tokens {
             let first = (token.t * num_kv_heads + row.kv_head) * head_dim;
@@ -110,7 +134,15 @@ pub fn decode(
 }
 
 /// Logits and weights of one query row.
-fn attend(spec: &DecodeSpec, kv_len: u32, q_idx: u32, head: usize, q_row: &[f64], k: &[f64]) -> Row {
+fn attend(
+    spec: &DecodeSpec,
+    kv_len: u32,
+    q_idx: u32,
+    head: usize,
+    q_row: &[f64],
+    k: &[f64],
+    k_scales: &[f64],
+) -> Row {
     let (head_dim, num_kv_heads) = (spec.head_dim as usize, spec.num_kv_heads as usize);
     let kv_head = head / spec.gqa_group() as usize;
     let scale = f64::from(spec.softmax_scale);
@@ -142,7 +174,8 @@ fn attend(spec: &DecodeSpec, kv_len: u32, q_idx: u32, head: usize, q_row: &[f64]
             None => raw,
         };
         let alibi = slope.map_or(0.0, |&slope| f64::from(slope) * distance as f64);
-        row.tokens.push(Token { t, s: capped + alibi, raw, p: 0.0, abs_dot, abs_k, abs_q, alibi });
+        let k_scale = k_scales.get(t * num_kv_heads + kv_head).copied().unwrap_or(0.0);
+        row.tokens.push(Token { t, s: capped + alibi, raw, p: 0.0, abs_dot, abs_k, abs_q, alibi, k_scale });
     }
     row.m = row.tokens.iter().map(|token| token.s).chain(sink).fold(f64::NEG_INFINITY, f64::max);
     let lse = row.lse();
@@ -208,6 +241,32 @@ pub fn gather(
     Ok(dense)
 }
 
+/// The largest scale of each row of one side, `[kv_len, num_kv_heads]`; 0 where the format has none, and for tokens that
+/// no query sees.
+fn largest_scales(
+    layout: &CacheLayout,
+    cache: &CacheView<'_>,
+    request: &DecodeRequest<'_>,
+    request_idx: usize,
+    side: Side,
+) -> Result<Vec<f64>, Error> {
+    let kv_len = request.kv_lens.get(request_idx).copied().unwrap_or(0);
+    let num_kv_heads = layout.format().num_kv_heads();
+    let mut largest = vec![0.0; kv_len as usize * num_kv_heads as usize];
+    if layout.format().element() != kv_quant::Element::Int8 {
+        return Ok(largest);
+    }
+    let mut scales = vec![0f32; layout.format().num_groups(side) as usize];
+    let rows = (0..kv_len).flat_map(|t| (0..num_kv_heads).map(move |head| (t, head)));
+    let seen_from = request.spec.visible_any(kv_len).start;
+    for ((t, head), largest) in rows.zip(&mut largest).filter(|((t, _), _)| *t >= seen_from) {
+        let slot = request.page_table.slot(request_idx, t, layout.page_len()).unwrap_or(u64::MAX);
+        kv_quant::read_scales(layout, cache, side, slot, head, &mut scales)?;
+        *largest = scales.iter().fold(0.0, |amax, &x| f64::from(x).max(amax));
+    }
+    Ok(largest)
+}
+
 /// The oracle over a whole request: [`gather`] and [`decode`] for each sequence. `q` is
 /// `[batch, q_len, num_q_heads, head_dim]`.
 ///
@@ -228,7 +287,9 @@ pub fn decode_request(
         let mut q_f32 = vec![0f32; per_request];
         q.widen(request_idx * per_request, &mut q_f32);
         let q_f64: Vec<f64> = q_f32.iter().map(|&x| f64::from(x)).collect();
-        outputs.push(decode(request.spec, kv_len, &q_f64, &k, &v)?);
+        let scales = |side| largest_scales(layout, cache, request, request_idx, side);
+        let scales = (scales(Side::K)?, scales(Side::V)?);
+        outputs.push(decode_scaled(request.spec, kv_len, &q_f64, &k, &v, scales)?);
     }
     Ok(outputs)
 }

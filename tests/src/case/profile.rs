@@ -28,15 +28,13 @@ pub struct Profile {
     pub q_lens: RangeInclusive<u32>,
     /// Tokens of a tile: lengths gather around its multiples.
     pub tile_len: u32,
-    /// The most multiplications of the oracle in one case.
-    pub budget: u64,
     /// Sliding window, soft-cap, ALiBi, sinks, lse, batch invariance.
     pub features: [bool; 6],
 }
 
 impl Profile {
     /// Everything that `capability` offers.
-    pub fn new(capability: &Capability, tile_len: u32, budget: u64) -> Self {
+    pub fn new(capability: &Capability, tile_len: u32) -> Self {
         let common = [16, 32, 64, 80, 96, 128, 192, 256].map(|dim| (dim, 4));
         let dims: Vec<(u32, u32)> = if capability.head_dims.is_empty() {
             let rest = (MIN_HEAD_DIM..=MAX_HEAD_DIM).map(|dim| (dim, if dim % 8 == 0 { 1 } else { 0 }));
@@ -59,7 +57,6 @@ impl Profile {
             gqa_groups: within(&[1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 71], &capability.gqa_groups),
             q_lens: *capability.q_lens.start()..=(*capability.q_lens.end()).min(8),
             tile_len,
-            budget,
             features: [
                 capability.window,
                 capability.soft_cap,
@@ -69,6 +66,12 @@ impl Profile {
                 capability.batch_invariant,
             ],
         }
+    }
+
+    /// The page lengths that a backend takes: where it refuses some, no case is spent on them.
+    pub fn with_page_lens(mut self, takes: impl Fn(u32) -> bool) -> Self {
+        self.page_lens.retain(|page_len| takes(*page_len));
+        self
     }
 
     /// Group lengths of a head dimension.
@@ -83,8 +86,8 @@ impl Profile {
     }
 
     /// Halves the longest requests, then drops requests, until the case costs no more than the budget.
-    pub fn fit(&self, case: &mut Case) {
-        while case.cost() > self.budget {
+    pub fn fit(&self, case: &mut Case, budget: u64) {
+        while case.cost() > budget {
             let batch = case.kv_lens.len();
             match case.kv_lens.iter_mut().max() {
                 Some(longest) if *longest > 4 * self.tile_len => *longest = *longest / 2 + 1,

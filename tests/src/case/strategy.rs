@@ -2,7 +2,7 @@
 
 use super::{Case, Data, Profile, Rows};
 use attn_plan::{SplitConfig, SplitPolicy};
-use kv_quant::{FloatType, LayoutKind};
+use kv_quant::{FloatType, LayoutKind, ScaleType};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
@@ -49,15 +49,16 @@ fn policy(offered: bool, tile_len: u32) -> BoxedStrategy<SplitPolicy> {
 }
 
 fn config(offered: bool, tile_len: u32) -> impl Strategy<Value = SplitConfig> {
-    (policy(offered, tile_len), select(vec![1u32, 2, 3, 5, 8, 17, 33, 132]), 0u32..3, 1u32..4).prop_map(
-        move |(policy, num_workers, item_overhead, min_split_tiles)| SplitConfig {
-            policy,
-            num_workers,
-            tile_len,
-            item_overhead,
-            min_split_tiles,
-        },
+    (
+        policy(offered, tile_len),
+        select(vec![1u32, 2, 3, 5, 8, 17, 33, 132]),
+        0u32..3,
+        1u32..4,
+        select(vec![1u32, 2, 4]),
     )
+        .prop_map(move |(policy, num_workers, item_overhead, min_split_tiles, heads_per_block)| {
+            SplitConfig { policy, num_workers, tile_len, item_overhead, min_split_tiles, heads_per_block }
+        })
 }
 
 fn batches(tile_len: u32) -> impl Strategy<Value = Vec<u32>> {
@@ -68,6 +69,12 @@ fn batches(tile_len: u32) -> impl Strategy<Value = Vec<u32>> {
     ]
 }
 
+/// The oracle's multiplications of a case at most. Most cases are small, so that there can be many; some have long
+/// requests of many heads.
+fn budget() -> impl Strategy<Value = u64> {
+    prop_oneof![10 => Just(100_000u64), 5 => Just(500_000), 1 => Just(4_000_000)]
+}
+
 /// Cases within a profile.
 pub fn cases(profile: &Profile) -> impl Strategy<Value = Case> + use<> {
     let profile = profile.clone();
@@ -76,7 +83,9 @@ pub fn cases(profile: &Profile) -> impl Strategy<Value = Case> + use<> {
     let dims = proptest::strategy::Union::new_weighted(
         profile.head_dims.iter().map(|&(dim, weight)| (weight, Just(dim).boxed())).collect(),
     );
-    let format = (dims, any::<Index>(), any::<Index>(), select(profile.scale_types.clone()));
+    // The format that most caches have, and kernels have most variants for, oftener than one in a hundred.
+    let common = prop::bool::weighted(0.25);
+    let format = (dims, any::<Index>(), any::<Index>(), select(profile.scale_types.clone()), common);
     let cache = (select(profile.layouts.clone()), select(profile.page_lens.clone()), any::<bool>());
     let heads = (
         prop_oneof![6 => 1u32..5, 1 => Just(8u32)],
@@ -96,11 +105,14 @@ pub fn cases(profile: &Profile) -> impl Strategy<Value = Case> + use<> {
         (select(FloatType::ALL.to_vec()), select(profile.q_types.clone()), select(profile.out_types.clone()));
     let rows = (select(vec![Rows::Padded, Rows::Scattered]), prop::bool::weighted(0.2));
     let split = config(invariant, tile_len);
-    (format, cache, heads, batches(tile_len), mask, types, rows, split, data(), any::<u64>()).prop_map(
-        move |(format, cache, heads, kv_lens, mask, types, rows, config, data, seed)| {
-            let (head_dim, k_index, v_index, scale_type) = format;
+    (format, cache, heads, batches(tile_len), mask, types, rows, split, data(), (any::<u64>(), budget()))
+        .prop_map(move |(format, cache, heads, kv_lens, mask, types, rows, config, data, (seed, budget))| {
+            let (head_dim, k_index, v_index, mut scale_type, is_common) = format;
             let groups = profile.groups_of(head_dim);
-            let (k_group_len, mut v_group_len) = (*k_index.get(&groups), *v_index.get(&groups));
+            let (mut k_group_len, mut v_group_len) = (*k_index.get(&groups), *v_index.get(&groups));
+            if is_common && groups.contains(&8) && profile.scale_types.contains(&ScaleType::F16) {
+                (k_group_len, v_group_len, scale_type) = (8, 8, ScaleType::F16);
+            }
             let (layout, mut page_len, mixed) = cache;
             if layout == LayoutKind::LightLlm {
                 page_len = 1;
@@ -136,8 +148,7 @@ pub fn cases(profile: &Profile) -> impl Strategy<Value = Case> + use<> {
                 data,
                 seed,
             };
-            profile.fit(&mut case);
+            profile.fit(&mut case, budget);
             case
-        },
-    )
+        })
 }

@@ -8,11 +8,12 @@ use crate::values::Values;
 use attn_backend::MemoryKind;
 use attn_plan::{DecodeSpec, SplitConfig};
 use half::{bf16, f16};
-use kv_quant::{CacheBuffers, CacheFormat, CacheLayout, FloatType, GROUP_LENS, ScaleType};
+use kv_quant::{CacheBuffers, CacheFormat, CacheLayout, FloatType, ScaleType};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-const HEAD_DIM: usize = 128;
-const NUM_KV_HEADS: usize = 2;
-const ROW: usize = HEAD_DIM * NUM_KV_HEADS;
+const NUM_KV_HEADS: u32 = 2;
+/// A row of the refused appends.
+const ROW: usize = 64 * NUM_KV_HEADS as usize;
 
 /// Every finite pattern of a 16-bit type within `limit`, or as many random f32 of every exponent.
 fn patterns(float_type: FloatType, limit: f32, numbers: &mut Numbers) -> Vec<f32> {
@@ -37,18 +38,25 @@ fn ties(len: usize, numbers: &mut Numbers) -> Vec<f32> {
     (0..len).map(|i| value(i, numbers)).collect()
 }
 
-/// K and V of as many tokens as there are values, whole tokens only, and slots in random order with skips.
-fn tokens(float_type: FloatType, k: &[f32], v: &[f32], numbers: &mut Numbers) -> Tokens {
-    let num_tokens = k.len().min(v.len()) / ROW;
-    let mut slots: Vec<i64> = (0..num_tokens as i64).collect();
+/// K and V of as many tokens as there are rows, and slots in random order. The tokens that are skipped are extra ones, of
+/// bad values: every value of `k` and `v` is appended.
+fn tokens(float_type: FloatType, row: usize, k: Vec<f32>, v: Vec<f32>, numbers: &mut Numbers) -> Tokens {
+    let (mut skipped_k, mut skipped_v) = (Vec::new(), Vec::new());
+    let mut slots: Vec<i64> = (0..(k.len() / row) as i64).collect();
     numbers.shuffle(&mut slots);
-    let (mut k, mut v) = (k[..num_tokens * ROW].to_vec(), v[..num_tokens * ROW].to_vec());
-    for token in (0..num_tokens).filter(|token| token % 17 == 3) {
-        slots[token] = -1;
-        k[token * ROW] = f32::NAN;
-        v[token * ROW + 7] = f32::INFINITY;
+    let mut with_skips = Vec::new();
+    for (slot, (k, v)) in slots.into_iter().zip(k.chunks_exact(row).zip(v.chunks_exact(row))) {
+        if slot % 17 == 3 {
+            with_skips.push(-1);
+            skipped_k.extend((0..row).map(|i| if i == 0 { f32::NAN } else { 1.0 }));
+            skipped_v.extend((0..row).map(|i| if i == 7 { f32::INFINITY } else { 1.0 }));
+        }
+        with_skips.push(slot);
+        skipped_k.extend(k);
+        skipped_v.extend(v);
     }
-    Tokens { k: Values::from_f32(float_type, &k), v: Values::from_f32(float_type, &v), slots }
+    let [k, v] = [skipped_k, skipped_v].map(|x| Values::from_f32(float_type, &x));
+    Tokens { k, v, slots: with_skips }
 }
 
 fn layout_of(format: CacheFormat, num_slots: u64, choice: usize, odd: u32) -> CacheLayout {
@@ -74,38 +82,74 @@ fn open(
     Ok(opened)
 }
 
+/// Head dimensions, one a round; a head of each number of lanes is among the first three.
+const HEAD_DIMS: [u32; 5] = [64, 128, 256, 96, 192];
+
+/// One append: types, format, layout, and the number that decides its order.
+struct Job {
+    float_type: FloatType,
+    format: CacheFormat,
+    choice: usize,
+}
+
 /// Every finite f16 and bf16 pattern and random f32, in order and shuffled, in every group length and scale type:
-/// more than a million elements, byte for byte as `kv_quant::append` writes them.
+/// millions of elements a round, byte for byte as `kv_quant::append` writes them.
 ///
 /// # Errors
 /// The first byte that is another.
-pub fn bytes(subject: &Subject) -> Result<(), String> {
-    let mut numbers = Numbers::new(1, 0);
-    let offered = subject.capability().group_lens;
-    let mut choice = 0;
-    for float_type in FloatType::ALL {
-        for scale_type in ScaleType::ALL {
-            let limit = scale_type.largest().min(f32::MAX / 127.0) * 127.0;
-            let mut x = patterns(float_type, limit, &mut numbers);
-            x.extend(ties(16 * ROW, &mut numbers));
-            for group_len in GROUP_LENS.into_iter().filter(|g| offered.is_empty() || offered.contains(g)) {
-                let mut shuffled = x.clone();
-                numbers.shuffle(&mut shuffled);
-                let tokens = tokens(float_type, &x, &shuffled, &mut numbers);
-                let format =
-                    CacheFormat::new(2, 128, group_len, group_len, scale_type).expect("a valid format");
-                choice += 1;
-                let layout = layout_of(format, tokens.slots.len() as u64 + 3, choice, subject.page_len(5, 8));
-                let route = if choice % 2 == 0 { Route::Session } else { Route::Executor };
-                one(subject, &layout, &tokens, route)
-                    .map_err(|error| format!("{float_type} into {format} {}: {error}", layout.kind()))?;
-                subject.ledger.ran(&subject.name, "append", 1);
-                let elements = 2 * tokens.slots.iter().filter(|slot| **slot >= 0).count() * ROW;
-                let what = format!("{}: elements of append compared byte for byte", subject.name);
-                subject.ledger.tally(&what, elements as u64);
+pub fn bytes(subject: &Subject, num_rounds: usize) -> Result<(), String> {
+    let profile = subject.profile();
+    let mut jobs = Vec::new();
+    for round in 0..num_rounds {
+        let head_dim = HEAD_DIMS[round % HEAD_DIMS.len()];
+        for float_type in FloatType::ALL {
+            for scale_type in ScaleType::ALL {
+                for group_len in profile.groups_of(head_dim) {
+                    let format = CacheFormat::new(NUM_KV_HEADS, head_dim, group_len, group_len, scale_type);
+                    let format = format.expect("a valid format");
+                    jobs.push(Job { float_type, format, choice: jobs.len() });
+                }
             }
         }
     }
+    let next = AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let run = || {
+            while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                run(subject, job)?;
+            }
+            Ok(())
+        };
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, Result<(), String>>| {
+            thread.join().unwrap_or_else(|_| Err("panicked".to_owned()))
+        };
+        threads.into_iter().try_for_each(join)
+    })
+}
+
+fn run(subject: &Subject, job: &Job) -> Result<(), String> {
+    let Job { float_type, format, choice } = *job;
+    let mut numbers = Numbers::new(1, choice as u64);
+    let row = format.row_elements();
+    let limit = format.scale_type().largest().min(f32::MAX / 127.0) * 127.0;
+    let mut x = patterns(float_type, limit, &mut numbers);
+    x.extend(ties(4096, &mut numbers));
+    // Whole tokens only: the last one is filled up from the front, so that no pattern is left out.
+    let missing = x.len().next_multiple_of(row) - x.len();
+    x.extend_from_within(..missing);
+    let mut shuffled = x.clone();
+    numbers.shuffle(&mut shuffled);
+    let tokens = tokens(float_type, row, x, shuffled, &mut numbers);
+    let layout = layout_of(format, tokens.slots.len() as u64 + 3, choice, subject.page_len(5, 8));
+    let route = if choice.is_multiple_of(2) { Route::Session } else { Route::Executor };
+    one(subject, &layout, &tokens, route)
+        .map_err(|error| format!("{float_type} into {format} {}: {error}", layout.kind()))?;
+    subject.ledger.ran(&subject.name, "append", 1);
+    let elements = 2 * tokens.slots.iter().filter(|slot| **slot >= 0).count() * row;
+    let what = format!("{}: elements of append compared byte for byte", subject.name);
+    subject.ledger.tally(&what, elements as u64);
     Ok(())
 }
 
@@ -126,7 +170,7 @@ fn one(subject: &Subject, layout: &CacheLayout, tokens: &Tokens, route: Route) -
 /// # Errors
 /// The first pattern that is taken, or refused with another error.
 pub fn non_finite(subject: &Subject) -> Result<(), String> {
-    let format = CacheFormat::new(2, 128, 8, 8, ScaleType::F16).expect("a valid format");
+    let format = CacheFormat::new(NUM_KV_HEADS, 64, 8, 8, ScaleType::F16).expect("a valid format");
     let layout = CacheLayout::native(format, 2, 4).expect("a valid layout");
     let dead = poison::dead_cache(&layout, Fill::Zeros);
     let is_host = subject.capability().memory.contains(&MemoryKind::Host);

@@ -1,7 +1,7 @@
 //! Cases that random ones seldom hit: every edge, every shape, every extreme.
 
 use super::judge::judge;
-use crate::case::{Case, Data, Profile, Rows};
+use crate::case::{Case, Data, Rows};
 use crate::subject::Subject;
 use kv_quant::{FloatType, LayoutKind, ScaleType};
 
@@ -122,7 +122,7 @@ pub fn windows(subject: &Subject) -> Result<(), String> {
 /// # Errors
 /// The first case that is wrong.
 pub fn formats(subject: &Subject) -> Result<(), String> {
-    let profile = Profile::new(&subject.capability(), subject.tile_len(), u64::MAX);
+    let profile = subject.profile();
     let mut cases = Vec::new();
     for &(head_dim, _) in &profile.head_dims {
         let groups = profile.groups_of(head_dim);
@@ -151,7 +151,7 @@ pub fn formats(subject: &Subject) -> Result<(), String> {
 /// # Errors
 /// The first case that is wrong.
 pub fn heads(subject: &Subject) -> Result<(), String> {
-    let profile = Profile::new(&subject.capability(), subject.tile_len(), u64::MAX);
+    let profile = subject.profile();
     let mut cases = Vec::new();
     for gqa_group in profile.gqa_groups.iter().copied().chain(9..=11) {
         for q_len in profile.q_lens.clone() {
@@ -173,7 +173,7 @@ pub fn heads(subject: &Subject) -> Result<(), String> {
 /// # Errors
 /// The first case that is wrong.
 pub fn types(subject: &Subject) -> Result<(), String> {
-    let profile = Profile::new(&subject.capability(), subject.tile_len(), u64::MAX);
+    let profile = subject.profile();
     let mut cases = Vec::new();
     for in_type in FloatType::ALL {
         for &q_type in &profile.q_types {
@@ -202,7 +202,7 @@ pub fn types(subject: &Subject) -> Result<(), String> {
 /// # Errors
 /// The first case that is wrong.
 pub fn layouts(subject: &Subject) -> Result<(), String> {
-    let profile = Profile::new(&subject.capability(), subject.tile_len(), u64::MAX);
+    let profile = subject.profile();
     let mut cases = Vec::new();
     for &layout in &profile.layouts {
         for &page_len in &profile.page_lens {
@@ -272,14 +272,14 @@ pub fn batches(subject: &Subject) -> Result<(), String> {
     all(subject, "batches", cases)
 }
 
-/// Lengths beyond 8192 and 131072; 1,048,576 where the caller asks for thorough runs.
+/// Lengths beyond 8192 and 131072, and 1,048,576 if `has_longest`.
 ///
 /// # Errors
 /// The first case that is wrong.
-pub fn long(subject: &Subject, is_thorough: bool) -> Result<(), String> {
+pub fn long(subject: &Subject, has_longest: bool) -> Result<(), String> {
     let tile = subject.tile_len();
     let mut lens = vec![8191, 8192, 8193, 131_073];
-    if is_thorough {
+    if has_longest {
         lens.push(1_048_576);
     }
     let cases = lens.into_iter().flat_map(|kv_len| {

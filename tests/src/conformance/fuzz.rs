@@ -1,33 +1,25 @@
 //! Random cases through proptest, judged one by one.
 
-use super::{Verdict, judge};
-use crate::case::{Profile, cases};
-use crate::count;
+use super::judge::{VARIANT, judge};
+use super::runner::run_cases;
+use crate::case::cases;
 use crate::subject::Subject;
-use proptest::test_runner::{Config, TestError, TestRunner};
 
-/// The oracle's multiplications of one ordinary random case.
-const BUDGET: u64 = 1_000_000;
+/// From this many cases on, chance leaves out no variant of a backend.
+const ENOUGH_FOR_ALL: u32 = 5_000;
 
-/// Judges `num_cases` random cases.
+/// Judges `num_cases` random cases. Many of them must hit every variant that the subject names.
 ///
 /// # Errors
-/// The smallest failing case that was found.
+/// The smallest failing case that was found; a variant that was not hit.
 pub fn fuzz(subject: &Subject, num_cases: u32) -> Result<(), String> {
-    let profile = Profile::new(&subject.capability(), subject.tile_len(), BUDGET);
-    let config = Config {
-        cases: num_cases,
-        // Each step of shrinking runs the backend again.
-        max_shrink_iters: 200,
-        failure_persistence: count::persistence("conformance"),
-        ..Config::default()
-    };
-    let outcome = TestRunner::new(config).run(&cases(&profile), |case| match judge(subject, "fuzz", &case) {
-        Ok(Verdict::Right(_) | Verdict::Skipped(_)) => Ok(()),
-        Err(error) => Err(proptest::test_runner::TestCaseError::fail(error)),
-    });
-    outcome.map_err(|error| match error {
-        TestError::Fail(reason, case) => format!("{reason}\n  shrunk to {case:?}"),
-        TestError::Abort(reason) => format!("aborted: {reason}"),
-    })
+    let profile = subject.profile();
+    let name = format!("{}: fuzz", subject.name);
+    run_cases(&name, num_cases, || cases(&profile), |case| judge(subject, "fuzz", case).map(|_| ()))?;
+    let hit = |variant: &&String| subject.ledger.times_covered(&subject.name, VARIANT, variant) > 0;
+    let missed: Vec<&String> = subject.variants.iter().filter(|variant| !hit(variant)).collect();
+    if missed.is_empty() || num_cases < ENOUGH_FOR_ALL {
+        return Ok(());
+    }
+    Err(format!("{num_cases} cases hit none of these variants: {missed:?}"))
 }

@@ -10,6 +10,9 @@ use attn_backend::Descriptor;
 use attn_plan::SplitPolicy;
 use cpu_reference::oracle;
 
+/// The axis of the ledger on which the backend's own variants are counted.
+pub const VARIANT: &str = "variant";
+
 /// What came of a case that is not wrong.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
@@ -71,6 +74,9 @@ pub fn judge_problem(subject: &Subject, suite: &str, problem: &Problem) -> Resul
         }
     }
     enter(subject, suite, case, worst);
+    if let Some(variant) = subject.backend.variant(&descriptor) {
+        subject.ledger.covered(&subject.name, VARIANT, variant);
+    }
     Ok(Verdict::Right(worst))
 }
 

@@ -9,6 +9,7 @@ pub mod judge;
 mod pages;
 mod public_cases;
 mod real_data;
+mod runner;
 
 use crate::subject::Subject;
 
@@ -19,6 +20,10 @@ pub use judge::{Verdict, judge};
 pub struct Effort {
     /// Random cases.
     pub num_cases: u32,
+    /// Rounds of appended bytes, some six million elements each.
+    pub append_rounds: usize,
+    /// Whether there is a case of 1,048,576 tokens.
+    pub has_longest: bool,
 }
 
 /// One part of the suite.
@@ -35,7 +40,7 @@ pub const SUITES: &[Suite] = &[
     Suite { name: "needles", run: |subject, _| directed::needles(subject) },
     Suite { name: "exact", run: |subject, _| exact::exact(subject) },
     Suite { name: "append_refused", run: |subject, _| append::non_finite(subject) },
-    Suite { name: "append_bytes", run: |subject, _| append::bytes(subject) },
+    Suite { name: "append_bytes", run: |subject, effort| append::bytes(subject, effort.append_rounds) },
     Suite { name: "pages", run: |subject, _| pages::pages(subject) },
     Suite { name: "partial_results", run: |subject, _| pages::partial_results(subject) },
     Suite { name: "windows", run: |subject, _| directed::windows(subject) },
@@ -49,10 +54,10 @@ pub const SUITES: &[Suite] = &[
     Suite { name: "invariance", run: |subject, _| company::invariance(subject) },
     Suite { name: "determinism", run: |subject, _| company::determinism(subject) },
     Suite { name: "real_data", run: |subject, _| real_data::real_data(subject) },
-    Suite { name: "long", run: |subject, effort| directed::long(subject, effort.num_cases >= 10_000) },
+    Suite { name: "long", run: |subject, effort| directed::long(subject, effort.has_longest) },
     Suite {
         name: "public_cases",
-        run: |subject, effort| public_cases::public_cases(subject, effort.num_cases / 2),
+        run: |subject, effort| public_cases::public_cases(subject, (effort.num_cases / 2).min(2000)),
     },
     Suite { name: "fuzz", run: |subject, effort| fuzz::fuzz(subject, effort.num_cases) },
 ];

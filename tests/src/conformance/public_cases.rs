@@ -1,14 +1,16 @@
 //! The strategies that `cpu-reference` offers to users, on every backend: another generator, another judge.
 
-use crate::case::Profile;
-use crate::count;
+use super::runner::run_cases;
 use crate::problem::Step;
 use crate::subject::{Route, Subject};
 use crate::values::Values;
 use attn_backend::Descriptor;
-use cpu_reference::case::{Case, Floats};
+use cpu_reference::case::{Case, CaseConfig, Floats};
 use cpu_reference::strategies::{Limits, cases};
-use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
+use proptest::strategy::Strategy as _;
+
+/// The oracle's multiplications of a case at most: those with many heads get few tokens.
+const BUDGET: u64 = 3_000_000;
 
 fn floats(values: &Values) -> Floats {
     match values {
@@ -32,7 +34,7 @@ fn values(floats: &Floats) -> Values {
 /// The smallest failing case that was found.
 pub fn public_cases(subject: &Subject, num_cases: u32) -> Result<(), String> {
     let capability = subject.capability();
-    let profile = Profile::new(&capability, subject.tile_len(), u64::MAX);
+    let profile = subject.profile();
     let mut limits = Limits {
         scale_types: capability.scale_types.clone(),
         layouts: capability.layouts.clone(),
@@ -54,20 +56,26 @@ pub fn public_cases(subject: &Subject, num_cases: u32) -> Result<(), String> {
     if !capability.group_lens.is_empty() {
         limits.group_lens = capability.group_lens.clone();
     }
-    let config = Config {
-        cases: num_cases,
-        max_shrink_iters: 200,
-        failure_persistence: count::persistence("public_cases"),
-        ..Config::default()
-    };
-    let outcome = TestRunner::new(config).run(&cases(&limits), |config| {
-        let case = config.build().map_err(|error| TestCaseError::fail(error.to_string()))?;
-        one(subject, &case).map_err(TestCaseError::fail)
-    });
-    outcome.map_err(|error| match error {
-        TestError::Fail(reason, case) => format!("{reason}\n  shrunk to {case:?}"),
-        TestError::Abort(reason) => format!("aborted: {reason}"),
-    })
+    let name = format!("{}: public cases", subject.name);
+    run_cases(
+        &name,
+        num_cases,
+        || cases(&limits).prop_map(affordable),
+        |config| one(subject, &config.build().map_err(|error| error.to_string())?),
+    )
+}
+
+/// Halves the longest requests of a case until the oracle can be asked thousands of times.
+fn affordable(mut config: CaseConfig) -> CaseConfig {
+    let per_token = config.num_q_heads() * config.q_len * config.head_dim;
+    let cost = |lens: &[u32]| lens.iter().map(|&n| u64::from(n)).sum::<u64>() * u64::from(per_token);
+    while cost(&config.kv_lens) > BUDGET {
+        match config.kv_lens.iter_mut().max() {
+            Some(longest) if *longest > 4 => *longest = *longest / 2 + 1,
+            _ => break,
+        }
+    }
+    config
 }
 
 fn one(subject: &Subject, case: &Case) -> Result<(), String> {

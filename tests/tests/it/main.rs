@@ -6,6 +6,8 @@
 )]
 
 mod conformance;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod malformed;
 mod mutants;
 
@@ -18,6 +20,8 @@ fn main() {
     let ledger = Arc::new(Ledger::default());
     let mut trials: Vec<Trial> = Vec::new();
     trials.extend(conformance::trials(&ledger));
+    #[cfg(feature = "cuda")]
+    trials.extend(gpu::trials(&ledger));
     trials.extend(malformed::trials(&ledger));
     trials.extend(mutants::trials(&ledger));
     let conclusion = libtest_mimic::run(&arguments, trials);

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// A mutant is worth fewer random cases than a backend.
-const EFFORT: Effort = Effort { num_cases: 64 };
+const EFFORT: Effort = Effort { num_cases: 64, append_rounds: 1, has_longest: false };
 
 pub fn trials(ledger: &Arc<Ledger>) -> Vec<Trial> {
     let mut trials = Vec::new();

@@ -2,8 +2,9 @@
 
 mod cpu;
 #[cfg(feature = "cuda")]
-mod gpu;
+pub mod gpu;
 mod record;
+mod report;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -21,6 +22,8 @@ enum What {
     Cpu(cpu::CpuArgs),
     /// The CUDA kernels, beside the copy-only reader and the plain streams of the same run
     Gpu(GpuArgs),
+    /// A record of `bench gpu` as tables and pictures
+    Report(report::ReportArgs),
 }
 
 /// Options of `bench gpu`.
@@ -53,6 +56,7 @@ pub struct GpuArgs {
 pub fn run(args: &Args) -> Result<()> {
     match &args.what {
         What::Cpu(args) => cpu::run(args),
+        What::Report(args) => report::run(args),
         #[cfg(feature = "cuda")]
         What::Gpu(args) => gpu::run(args),
         #[cfg(not(feature = "cuda"))]

@@ -1,11 +1,11 @@
 //! The shape of a benchmark's record: what is printed as JSON and kept in `benches/record/`.
 #![cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "benchmarks of devices record; others print"))]
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// One run on one device.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Record {
     pub gpu: String,
     pub driver: String,
@@ -16,9 +16,9 @@ pub struct Record {
 }
 
 /// One case. Times are medians over graph replays, per launch; `gb_per_s` counts codes and scales once.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Row {
-    pub suite: &'static str,
+    pub suite: String,
     pub case: String,
     pub layout: String,
     pub page_len: u32,
@@ -35,8 +35,9 @@ pub struct Row {
     pub p90_microseconds: f64,
     pub gb_per_s: f64,
     pub share_of_read: f64,
-    pub copy_only_microseconds: f64,
-    pub share_of_copy_only: f64,
+    /// The reader of the same rows; nothing where there is none for the scale type.
+    pub copy_only_microseconds: Option<f64>,
+    pub share_of_copy_only: Option<f64>,
     /// Relative L2 error of the first request's output against the f64 oracle on the same dequantized cache.
     pub relative_error: Option<f64>,
     pub plan: String,

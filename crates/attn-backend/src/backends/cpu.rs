@@ -25,7 +25,8 @@ pub fn cpu_split_config(num_threads: u32, policy: SplitPolicy) -> SplitConfig {
         SplitPolicy::BatchInvariant { split_len } => 1 << split_len.trailing_zeros().min(6),
         _ => 64,
     };
-    SplitConfig { policy, num_workers: num_threads.max(1), tile_len, item_overhead: 1, min_split_tiles: 4 }
+    let split = SplitConfig::throughput(num_threads.max(1)).with_policy(policy);
+    SplitConfig { tile_len, min_split_tiles: 4, ..split }
 }
 
 impl Backend for CpuBackend {

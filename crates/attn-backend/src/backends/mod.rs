@@ -6,7 +6,7 @@ mod cuda;
 
 pub use cpu::{CpuBackend, cpu_split_config};
 #[cfg(feature = "cuda")]
-pub use cuda::CudaBackend;
+pub use cuda::{CudaBackend, cuda_chooser, cuda_tuner};
 
 use crate::{BackendId, FormatKey, Operation, OperationKey, Registry};
 use std::sync::Arc;

@@ -50,7 +50,9 @@ impl Drop for Shared {
         if modules.is_empty() || poison_of(self.facts.ordinal).is_some() {
             return;
         }
-        if let Ok(_current) = Current::try_enter(self.context.as_raw().cast()) {
+        let enter = || Current::try_enter(self.context.as_raw().cast());
+        // What is not unloaded now never is: asked twice, as for all that is freed.
+        if let Ok(_current) = enter().or_else(|_| enter()) {
             for (_, module) in modules {
                 // SAFETY: loaded once, unloaded once; whatever could use it has held this device. A refusal cannot be
                 // reported here.
@@ -149,9 +151,10 @@ impl CudaDevice {
         Current::try_enter(self.shared.context.as_raw().cast()).map_err(DeviceError::Driver)
     }
 
-    /// As [`Self::enter`], for destructors: `None` where nothing can or need be freed any more.
+    /// As [`Self::enter`], for destructors: `None` where nothing can or need be freed any more. What a destructor does not
+    /// free is lost, so an answer other than a lost context is asked for twice.
     pub(crate) fn enter_to_free(&self) -> Option<Current> {
-        self.enter().ok()
+        self.enter().or_else(|_| self.enter()).ok()
     }
 
     /// The module of a key, loaded by `load` if it has not been.

@@ -1,6 +1,6 @@
 //! Decode: stage 1 over the work items of a plan, stage 2 over its partials.
 
-use attn_plan::{DecodeSpec, SplitConfig, SplitPolicy};
+use attn_plan::DecodeSpec;
 
 use super::cache::{CacheArgs, array_bytes, need};
 use super::error::DeviceError;
@@ -13,14 +13,6 @@ use crate::key::{self, Arithmetic, Instance, KernelKind, KeyQuery, STAGE1_THREAD
 
 /// Threads along y of a block of stage 2; `kMergeLanes` in `cuda/decode/stage2.cuh`.
 const MERGE_LANES: u32 = 8;
-/// Tokens that a block of stage 1 takes at a time: 4 warps of 16; `kWarps * kTileTokens` in `cuda/decode/traits.cuh`.
-pub const SPLIT_TILE_LEN: u32 = 64;
-/// Pages shorter than this scatter the rows of one head.
-const SCATTERED_PAGE_LEN: u32 = 16;
-/// Heads that a block takes where their rows are neighbours.
-const HEADS_TOGETHER: u32 = 4;
-/// Codes of this many times the L2 make a long step.
-const LONG_L2_TIMES: u64 = 5;
 /// Channels of a thread of stage 2.
 const MERGE_CHANNELS: u32 = 4;
 
@@ -75,15 +67,6 @@ pub struct PlanArgs {
     pub has_partials: bool,
 }
 
-/// How one step is cut and launched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Schedule {
-    /// What the plan follows.
-    pub split: SplitConfig,
-    /// kv heads of a block; see [`PlanArgs::heads_per_block`].
-    pub heads_per_block: u32,
-}
-
 /// The kernels chosen for one cache and one spec, ready to run.
 #[derive(Clone, Debug)]
 pub struct Decoder {
@@ -136,43 +119,17 @@ impl Decoder {
         &self.stage1
     }
 
-    /// Workers that fill the device once: what a plan for this decoder should have.
+    /// Blocks of stage 1 that one multiprocessor holds at once.
     #[must_use]
-    pub fn num_workers(&self, num_kv_heads: u32) -> u32 {
-        let blocks = self.stage1.device().facts().num_sms * self.blocks_per_sm;
-        (blocks / (num_kv_heads * self.row_blocks).max(1)).max(1)
+    pub fn blocks_per_sm(&self) -> u32 {
+        self.blocks_per_sm
     }
 
-    /// How a step is to be cut and launched: as many workers as the device holds at once, and the shape of the blocks.
-    ///
-    /// `kv_tokens` is the sum of the visible lengths. Where tokens lie in short pages, the rows of one token's heads are
-    /// neighbours in memory, and blocks that take four heads read them together; that pays once the cache is many times
-    /// the L2 (`docs/kernel-log.md`, section 5). A block's shape changes bits, so a batch-invariant schedule does not
-    /// look at the batch.
+    /// The kv heads of a block for a plan that wants `at_most`: as many as the variant has room for and divide the heads.
     #[must_use]
-    pub fn schedule(
-        &self,
-        spec: &DecodeSpec,
-        page_len: u32,
-        kv_tokens: u64,
-        policy: SplitPolicy,
-    ) -> Schedule {
-        let neighbours = page_len < SCATTERED_PAGE_LEN && spec.num_kv_heads.is_multiple_of(HEADS_TOGETHER);
-        let row_bytes = 2 * u64::from(spec.num_kv_heads) * u64::from(spec.head_dim);
-        let long = kv_tokens.saturating_mul(row_bytes)
-            >= LONG_L2_TIMES * u64::from(self.stage1.device().facts().l2_bytes);
-        let pays = long && policy == SplitPolicy::Throughput;
-        let heads_per_block =
-            if neighbours && pays && self.instance.max_heads >= HEADS_TOGETHER { HEADS_TOGETHER } else { 1 };
-        let num_workers = self.num_workers(spec.num_kv_heads.div_ceil(heads_per_block));
-        let split = SplitConfig {
-            policy,
-            num_workers,
-            tile_len: SPLIT_TILE_LEN,
-            item_overhead: 1,
-            min_split_tiles: 1,
-        };
-        Schedule { split, heads_per_block }
+    pub fn heads_per_block(&self, at_most: u32, num_kv_heads: u32) -> u32 {
+        let room = at_most.min(self.instance.max_heads);
+        [4, 2].into_iter().find(|heads| *heads <= room && num_kv_heads.is_multiple_of(*heads)).unwrap_or(1)
     }
 
     /// Queues stage 1 and, if there are partials, stage 2. Neither allocates nor waits; can be captured.

@@ -76,7 +76,8 @@ impl CudaDevice {
         Ok(PinnedBuffer { device: self.clone(), pointer: pointer.cast(), len_bytes })
     }
 
-    fn check_alloc(
+    /// As [`Self::check`], for calls that need memory.
+    pub(super) fn check_alloc(
         &self,
         kind: &'static str,
         call: &'static str,

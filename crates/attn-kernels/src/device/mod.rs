@@ -23,7 +23,7 @@ mod transfer;
 pub use append::{AppendArgs, CacheKernels, DequantizeArgs, StreamKernels};
 pub use cache::{CacheArgs, PageRowsArgs, PageTableArgs};
 pub use context::CudaDevice;
-pub use decode::{DecodeArgs, Decoder, PlanArgs, SPLIT_TILE_LEN, Schedule};
+pub use decode::{DecodeArgs, Decoder, PlanArgs};
 pub use error::{DeviceError, DeviceReport, DriverError};
 pub use graph::Graph;
 pub use launch::{LaunchShape, Order};

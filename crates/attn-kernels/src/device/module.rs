@@ -189,9 +189,10 @@ unsafe fn load_unit(device: &CudaDevice, bytes: &[u8]) -> Result<Handle, DeviceE
         )
     };
     let needs = image::needs();
-    match device.check("cuModuleLoadData", code) {
+    match device.check_alloc("device", "cuModuleLoadData", bytes.len(), code) {
         Ok(()) => Ok(handle),
         Err(DeviceError::Driver(error)) => Err(match error.code {
+            _ if error.is_sticky() => error.into(),
             CUDA_ERROR_NO_BINARY_FOR_GPU => {
                 Unavailable::UnsupportedArch { found: device.facts().sm, supported: needs.supported }.into()
             }

@@ -4,14 +4,21 @@
 mod case;
 mod data;
 mod measure;
+mod step;
 mod suites;
 
+pub use case::Case;
+pub use data::{Pool, log_normal_lens};
+pub use measure::Bench;
+pub use step::{DevicePlan, Step, relative_error};
+
 use super::GpuArgs;
-use super::record::{Record, Row, peers, quantiles};
+pub use super::record::quantiles;
+use super::record::{Record, Row, peers};
 use anyhow::{Context, Result};
 use attn_kernels::device::{CudaDevice, Kernels, Stream};
-use case::Case;
-use measure::Bench;
+use attn_plan::SplitConfig;
+use measure::Measured;
 
 /// Runs the suites that were asked for, prints the table or the JSON, keeps the record.
 pub fn run(args: &GpuArgs) -> Result<()> {
@@ -20,7 +27,7 @@ pub fn run(args: &GpuArgs) -> Result<()> {
     let stream = Stream::new(&device)?;
     let suites = suites::named(&args.suite)?;
     let facts = device.facts();
-    let bench = Bench::new(&device, &kernels, &stream, args)?;
+    let bench = Bench::new(&device, &kernels, &stream, args.samples)?;
     let mut record = Record {
         gpu: facts.name.clone(),
         driver: format!("{}.{}", facts.driver_version / 1000, facts.driver_version % 1000 / 10),
@@ -34,8 +41,9 @@ pub fn run(args: &GpuArgs) -> Result<()> {
         // Cases over one pool follow each other, so that a pool is filled once.
         let mut pool = None;
         for case in &cases {
-            let row =
-                bench.case(suite, case, &mut pool).with_context(|| format!("{suite}: {}", case.name()))?;
+            let row = bench
+                .case(suite, case, &mut pool, args)
+                .with_context(|| format!("{suite}: {}", case.name()))?;
             if !args.json {
                 print_row(&row);
             }
@@ -55,28 +63,58 @@ pub fn run(args: &GpuArgs) -> Result<()> {
 fn print_row(row: &Row) {
     let best = row.ratio_to.iter().min_by(|a, b| a.1.total_cmp(b.1));
     println!(
-        "{:10} {:44} {:8.1} MB {:8.1} us  {:5.1} % of read  {:5.1} % of copy-only {:8.1} us  {}{}",
+        "{:10} {:44} {:8.1} MB {:8.1} us  {:5.1} % of read  {}  {}{}",
         row.suite,
         row.case,
         row.megabytes,
         row.microseconds,
         100.0 * row.share_of_read,
-        100.0 * row.share_of_copy_only,
-        row.copy_only_microseconds,
+        row.copy_only_microseconds.map_or("no reader".to_owned(), |us| {
+            format!("{:5.1} % of copy-only {us:8.1} us", 100.0 * us / row.microseconds)
+        }),
         row.relative_error.map_or(String::new(), |error| format!("err {error:.1e}  ")),
         best.map_or(String::new(), |(system, ratio)| format!("{ratio:.2}x {system}")),
     );
 }
 
 impl Bench<'_> {
-    fn case(&self, suite: &'static str, case: &Case, pool: &mut Option<data::Pool>) -> Result<Row> {
+    fn decode(&self, case: &Case, pool: &mut Option<Pool>, args: &GpuArgs) -> Result<Measured> {
+        let mut step = Step::new(self, case, pool)?;
+        let default = step.default_split()?;
+        let split = SplitConfig {
+            item_overhead: args.item_overhead.unwrap_or(default.item_overhead),
+            min_split_tiles: args.min_split_tiles.unwrap_or(default.min_split_tiles),
+            ..default
+        };
+        let plan = step.plan(&split)?;
+        let got = step.run(&plan)?;
+        let relative_error = case
+            .is_checked
+            .then(|| Ok::<_, anyhow::Error>(relative_error(&got, &step.oracle()?)))
+            .transpose()?;
+        let microseconds = step.time(&plan, self.num_samples)?;
+        let copy_only_microseconds = step.time_reader(self.num_samples)?;
+        let text = format!(
+            "{}: {} workers, {} heads a block, {} items, {} partials, {}",
+            split.policy,
+            split.num_workers,
+            plan.heads_per_block,
+            plan.plan.items().len(),
+            plan.plan.num_partials(),
+            step.decoder.instance().key
+        );
+        Ok(Measured { microseconds, copy_only_microseconds, bytes: step.bytes, relative_error, plan: text })
+    }
+
+    fn case(&self, suite: &'static str, case: &Case, pool: &mut Option<Pool>, args: &GpuArgs) -> Result<Row> {
         let measured = match case.append_tokens {
             Some(tokens) => self.append(case, tokens)?,
-            None => self.decode(case, pool)?,
+            None => self.decode(case, pool, args)?,
         };
         let mut samples = measured.microseconds;
         let (microseconds, p10, p90) = quantiles(&mut samples);
         let (copy_only, _, _) = quantiles(&mut measured.copy_only_microseconds.clone());
+        let copy_only = Some(copy_only).filter(|us| us.is_finite());
         let gb_per_s = measured.bytes / microseconds / 1e3;
         let spec = &case.spec;
         let kv_len = case.kv_lens.iter().copied().max().unwrap_or(0);
@@ -87,7 +125,7 @@ impl Bench<'_> {
             Default::default()
         };
         Ok(Row {
-            suite,
+            suite: suite.to_owned(),
             case: case.name(),
             layout: case.layout.to_string(),
             page_len: case.page_len,
@@ -104,7 +142,7 @@ impl Bench<'_> {
             gb_per_s,
             share_of_read: gb_per_s / self.read_gb_per_s,
             copy_only_microseconds: copy_only,
-            share_of_copy_only: copy_only / microseconds,
+            share_of_copy_only: copy_only.map(|us| us / microseconds),
             relative_error: measured.relative_error,
             plan: measured.plan,
             ratio_to: peers.into_iter().map(|(system, us)| (system, us / microseconds)).collect(),

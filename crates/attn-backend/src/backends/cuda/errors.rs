@@ -2,8 +2,11 @@
 
 use crate::{BackendId, Error, Refusal};
 use attn_kernels::abi::ErrorKind;
-use attn_kernels::device::{DeviceError, DeviceReport};
+use attn_kernels::device::{DeviceError, DeviceReport, DriverError};
 use kv_quant::{CacheLayout, Side};
+
+/// The driver's code for memory that has run out.
+const OUT_OF_MEMORY: u32 = 2;
 
 /// The same errors for data as a host backend gives, and the driver's own words for the rest.
 pub(super) fn of_device(error: DeviceError, layout: &CacheLayout) -> Error {
@@ -24,6 +27,10 @@ pub(super) fn of_device(error: DeviceError, layout: &CacheLayout) -> Error {
             refusal: Refusal::Unavailable { reason: reason.to_string() },
         },
         DeviceError::Reported(report) => of_report(&report, layout),
+        // Some calls need memory of their own; the driver does not say how much.
+        DeviceError::Driver(DriverError { code: OUT_OF_MEMORY, .. }) => {
+            Error::DeviceOutOfMemory { requested: 0, free: 0 }
+        }
         DeviceError::ContextPoisoned { .. } => device(error.to_string(), true),
         DeviceError::Driver(ref driver) => device(error.to_string(), driver.is_sticky()),
         _ => device(error.to_string(), false),

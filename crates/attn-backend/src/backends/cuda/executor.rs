@@ -1,24 +1,34 @@
 //! An opened CUDA backend: the cache on the device, plans on their way there, launches.
 
+use super::CudaBackend;
 use super::errors::of_device;
+use super::schedule::{cuda_chooser, cuda_tuner};
 use super::transfer::{Download, Grow, Upload};
-use crate::{BackendId, Descriptor, Error, Executor, Input, Memory, NormalDecode, Output, Stream};
+use crate::{BackendId, Descriptor, Error, Executor, Expect, Input, Memory, NormalDecode, Output, Stream};
 use attn_kernels::DeviceView;
 use attn_kernels::device::{
     AppendArgs, CacheArgs, CacheKernels, CudaDevice, DecodeArgs, Decoder, DeviceBuffer, DeviceError,
     ErrorReport, Kernels, PageRowsArgs, PageTableArgs, PlanArgs, Stream as CudaStream,
 };
 use attn_kernels::key;
-use attn_plan::{DecodeRequest, DecodeSpec, PageRows, SplitPlan, WorkspaceSize};
+use attn_plan::{DecodeRequest, DecodeSpec, PageRows, SplitConfig, SplitPlan, SplitPolicy, WorkspaceSize};
+use attn_tune::{Chooser, Level, RunKey, Tuner};
 use kv_quant::{CacheLayout, LayoutKind, PageCopy, PlaneId};
 use std::sync::Arc;
 
 /// Arrays of one spec, on the device for good.
-struct SpecArrays {
+pub(super) struct SpecArrays {
     alibi_slopes: Option<DeviceBuffer>,
     sinks: Option<DeviceBuffer>,
     /// To tell the specs of a descriptor apart; `q_len` does not count.
-    spec: DecodeSpec,
+    pub spec: DecodeSpec,
+}
+
+/// The kernels for a number of query rows of a kv head.
+pub(super) struct Variant {
+    num_rows: u32,
+    decoder: Decoder,
+    pub chooser: Option<Chooser>,
 }
 
 /// The latest plan, on the device (or queued to be).
@@ -31,17 +41,20 @@ struct Planned {
 }
 
 pub(super) struct CudaExecutor {
-    layout: CacheLayout,
-    device: CudaDevice,
-    stream: Arc<CudaStream>,
+    pub(super) layout: CacheLayout,
+    arithmetic: key::Arithmetic,
+    pub(super) device: CudaDevice,
+    pub(super) stream: Arc<CudaStream>,
     kernels: Kernels,
     cache_kernels: CacheKernels,
     /// Keeps owned memory alive; the views below name it.
     _owned: Vec<DeviceBuffer>,
     buffers: Vec<DeviceView>,
-    arrays: Vec<SpecArrays>,
-    /// By the number of query rows of a kv head.
-    decoders: Vec<(u32, Decoder)>,
+    pub(super) arrays: Vec<SpecArrays>,
+    pub(super) policy: SplitPolicy,
+    /// Whose profiles choose schedules; none until a session asks for that.
+    tuner: Option<Tuner>,
+    pub(super) variants: Vec<Variant>,
     planned: Option<Planned>,
     plan_upload: Upload,
     inputs: Upload,
@@ -49,17 +62,17 @@ pub(super) struct CudaExecutor {
     lse: Download,
     partial_o: Grow,
     partial_ml: Grow,
-    report: ErrorReport,
+    pub(super) report: ErrorReport,
 }
 
 impl CudaExecutor {
     pub(super) fn open(
-        ordinal: u32,
+        backend: CudaBackend,
         descriptor: &Descriptor,
         memory: Memory<'_>,
         stream: Option<Stream>,
     ) -> Result<Self, DeviceError> {
-        let device = CudaDevice::open(ordinal)?;
+        let device = CudaDevice::open(backend.ordinal)?;
         let stream = match stream {
             None => Arc::new(CudaStream::new(&device)?),
             Some(stream) => stream.downcast::<CudaStream>().ok_or_else(|| DeviceError::Launch {
@@ -98,8 +111,11 @@ impl CudaExecutor {
             partial_ml: Grow::new(&device)?,
             report: ErrorReport::new(&device)?,
             planned: None,
-            decoders: Vec::new(),
+            policy: descriptor.split,
+            tuner: None,
+            variants: Vec::new(),
             _owned: owned,
+            arithmetic: backend.arithmetic,
             layout,
             device,
             stream,
@@ -113,16 +129,30 @@ impl CudaExecutor {
         Ok(executor)
     }
 
+    /// Renews the look-ups of all kernels that are loaded.
+    fn choose_by(&mut self, tuner: &Tuner) {
+        for Variant { decoder, chooser, num_rows } in &mut self.variants {
+            let of_spec = |arrays: &&SpecArrays| arrays.spec.gqa_group() * arrays.spec.q_len == *num_rows;
+            *chooser = self
+                .arrays
+                .iter()
+                .find(of_spec)
+                .map(|arrays| cuda_chooser(tuner, &self.layout, &arrays.spec, self.policy, decoder));
+        }
+    }
+
     /// The kernels for a spec, chosen and loaded on first use.
-    fn decoder(&mut self, spec: &DecodeSpec) -> Result<usize, DeviceError> {
+    pub(super) fn decoder(&mut self, spec: &DecodeSpec) -> Result<usize, DeviceError> {
         let num_rows = spec.gqa_group() * spec.q_len;
-        if let Some(found) = self.decoders.iter().position(|(rows, _)| *rows == num_rows) {
+        if let Some(found) = self.variants.iter().position(|variant| variant.num_rows == num_rows) {
             return Ok(found);
         }
         let cache = CacheArgs { layout: &self.layout, buffers: &self.buffers, pages: None }.params()?;
-        let decoder = self.kernels.decoder(&cache, spec, key::Arithmetic::Mma)?;
-        self.decoders.push((num_rows, decoder));
-        Ok(self.decoders.len() - 1)
+        let decoder = self.kernels.decoder(&cache, spec, self.arithmetic)?;
+        let choose = |tuner: &Tuner| cuda_chooser(tuner, &self.layout, spec, self.policy, &decoder);
+        let chooser = self.tuner.as_ref().map(choose);
+        self.variants.push(Variant { num_rows, decoder, chooser });
+        Ok(self.variants.len() - 1)
     }
 
     fn append_to_slots(&mut self, k: Input<'_>, v: Input<'_>, slots: &[i64]) -> Result<(), DeviceError> {
@@ -160,9 +190,18 @@ impl CudaExecutor {
         if is_host { report.take(stream) } else { Ok(()) }
     }
 
-    fn upload_plan(&mut self, request: &DecodeRequest<'_>, plan: &SplitPlan) -> Result<(), DeviceError> {
+    pub(super) fn upload_plan(
+        &mut self,
+        request: &DecodeRequest<'_>,
+        plan: &SplitPlan,
+    ) -> Result<(), DeviceError> {
         self.planned = None;
         let decoder = self.decoder(request.spec)?;
+        let at_most = plan.config().map_or(1, |config| config.heads_per_block);
+        let heads_per_block = self
+            .variants
+            .get(decoder)
+            .map_or(1, |variant| variant.decoder.heads_per_block(at_most, request.spec.num_kv_heads));
         let same = |arrays: &SpecArrays| {
             arrays.spec.alibi_slopes == request.spec.alibi_slopes && arrays.spec.sinks == request.spec.sinks
         };
@@ -203,8 +242,7 @@ impl CudaExecutor {
             worker_starts,
             request_partials,
             num_workers: plan.worker_starts().len().saturating_sub(1) as u32,
-            // A session plans by one configuration, whatever the step.
-            heads_per_block: 1,
+            heads_per_block,
             has_partials: plan.num_partials() > 0,
         };
         self.planned =
@@ -213,7 +251,6 @@ impl CudaExecutor {
     }
 
     fn run(&mut self, step: NormalDecode<'_>) -> Result<(), DeviceError> {
-        let no_plan = || DeviceError::Launch { what: "there is no plan".to_owned() };
         let stream = Arc::clone(&self.stream);
         let NormalDecode { request, q, mut out, mut lse, .. } = step;
         let q = match q {
@@ -232,25 +269,7 @@ impl CudaExecutor {
         };
         let out_view = place(&out, &mut self.out)?;
         let lse_view = lse.as_ref().map(|lse| place(lse, &mut self.lse)).transpose()?;
-        let planned = self.planned.as_ref().ok_or_else(no_plan)?;
-        let (_, decoder) = self.decoders.get(planned.decoder).ok_or_else(no_plan)?;
-        let arrays = self.arrays.get(planned.arrays).ok_or_else(no_plan)?;
-        let args = DecodeArgs {
-            spec: request.spec,
-            cache: CacheArgs { layout: &self.layout, buffers: &self.buffers, pages: Some(planned.pages) },
-            batch: request.batch() as u32,
-            q,
-            out: out_view,
-            lse: lse_view,
-            kv_lens: planned.kv_lens,
-            plan: planned.args,
-            partial_o: self.partial_o.view(),
-            partial_ml: self.partial_ml.view(),
-            alibi_slopes: arrays.alibi_slopes.as_ref().map(DeviceBuffer::view),
-            sinks: arrays.sinks.as_ref().map(DeviceBuffer::view),
-            error: self.report.view(),
-        };
-        decoder.run(&args, &stream)?;
+        self.launch(&request, q, out_view, lse_view)?;
         let Output::Host(out) = &mut out else { return Ok(()) };
         let out = out.as_bytes_mut();
         self.out.queue(out.len(), &stream)?;
@@ -263,6 +282,36 @@ impl CudaExecutor {
         out.copy_from_slice(self.out.bytes(out.len()));
         lse.copy_from_slice(self.lse.bytes(lse.len()));
         Ok(())
+    }
+
+    /// Queues the planned step on arrays of the device.
+    pub(super) fn launch(
+        &self,
+        request: &DecodeRequest<'_>,
+        q: DeviceView,
+        out: DeviceView,
+        lse: Option<DeviceView>,
+    ) -> Result<(), DeviceError> {
+        let no_plan = || DeviceError::Launch { what: "there is no plan".to_owned() };
+        let planned = self.planned.as_ref().ok_or_else(no_plan)?;
+        let Variant { decoder, .. } = self.variants.get(planned.decoder).ok_or_else(no_plan)?;
+        let arrays = self.arrays.get(planned.arrays).ok_or_else(no_plan)?;
+        let args = DecodeArgs {
+            spec: request.spec,
+            cache: CacheArgs { layout: &self.layout, buffers: &self.buffers, pages: Some(planned.pages) },
+            batch: request.batch() as u32,
+            q,
+            out,
+            lse,
+            kv_lens: planned.kv_lens,
+            plan: planned.args,
+            partial_o: self.partial_o.view(),
+            partial_ml: self.partial_ml.view(),
+            alibi_slopes: arrays.alibi_slopes.as_ref().map(DeviceBuffer::view),
+            sinks: arrays.sinks.as_ref().map(DeviceBuffer::view),
+            error: self.report.view(),
+        };
+        decoder.run(&args, &self.stream)
     }
 
     fn copy(&self, copy: &PageCopy) -> Result<(), DeviceError> {
@@ -319,6 +368,27 @@ impl Executor for CudaExecutor {
             }
             of_device(error, &self.layout)
         })
+    }
+
+    fn tune(&mut self, level: Level, expect: Option<&Expect>) -> Result<(), Error> {
+        let mut tuner = cuda_tuner(self.device.facts(), level);
+        self.choose_by(&tuner);
+        if level.measures()
+            && let Some(expect) = expect
+        {
+            let measured = self.warm_up(&mut tuner, expect);
+            measured.map_err(|error| of_device(error, &self.layout))?;
+            self.choose_by(&tuner);
+        }
+        self.tuner = Some(tuner);
+        Ok(())
+    }
+
+    fn split_config(&mut self, spec: &DecodeSpec, kv_lens: &[u32]) -> Option<SplitConfig> {
+        let variant = self.decoder(spec).ok()?;
+        let chooser = self.variants.get(variant)?.chooser.as_ref()?;
+        let decision = chooser.choose(&RunKey::of_step(spec, kv_lens));
+        Some(decision.choice.split(self.policy, spec.num_kv_heads, chooser.shape().row_blocks))
     }
 
     fn plan(&mut self, request: &DecodeRequest<'_>, plan: &SplitPlan) -> Result<(), Error> {

@@ -1,0 +1,31 @@
+//! What a look-up costs on the hot path: `cargo bench -p attn-tune`.
+#![allow(missing_docs, clippy::expect_used, reason = "a benchmark")]
+
+use attn_tune::{Level, Machine, RunKey, Shape, Source, StaticKey, Tuner};
+use criterion::{Criterion, criterion_group, criterion_main};
+use std::hint::black_box;
+
+const PROFILE: &str = include_str!("../tests/data/a-gpu.toml");
+
+fn choose(c: &mut Criterion) {
+    let machine = Machine {
+        device: "A GPU".to_owned(),
+        arch: "sm_90".to_owned(),
+        build: "0123456789ab".to_owned(),
+        num_sms: 132,
+        l2_bytes: 50 << 20,
+        read_gb_per_s: 3000.0,
+    };
+    let source = Source { file: "a-gpu.toml".into(), text: PROFILE.to_owned() };
+    let tuner = Tuner::from_sources(machine, Level::Profiles, [&source]);
+    let key: StaticKey = "d128 k8 v8 f16 gqa4 q1 records-paged throughput".parse().expect("a key");
+    let shape = Shape { blocks_per_sm: 3, max_heads_per_block: 4, row_blocks: 1, row_bytes: 320 };
+    let chooser = tuner.chooser(key, shape);
+    let near = RunKey { batch: 8, num_kv_heads: 8, kv_tokens: 16384, longest: 2048 };
+    let far = RunKey { batch: 1, num_kv_heads: 1, kv_tokens: 64, longest: 64 };
+    c.bench_function("measured", |b| b.iter(|| chooser.choose(black_box(&near))));
+    c.bench_function("modelled", |b| b.iter(|| chooser.choose(black_box(&far))));
+}
+
+criterion_group!(benches, choose);
+criterion_main!(benches);

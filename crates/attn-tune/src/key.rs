@@ -1,0 +1,161 @@
+//! What is fixed while a session lives.
+
+use attn_plan::{DecodeSpec, SplitPolicy};
+use kv_quant::{CacheLayout, LayoutKind, ScaleType, Side};
+use std::fmt;
+use std::str::FromStr;
+
+/// Pages shorter than this scatter the rows of one head.
+const SCATTERED_PAGE_LEN: u32 = 16;
+
+/// How the rows of a head lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LayoutClass {
+    /// Codes and scales in planes of their own, pages of at least 16 tokens.
+    PlanesPaged,
+    /// Codes and scales in planes of their own, shorter pages or single slots.
+    PlanesScattered,
+    /// Codes and scales together, pages of at least 16 tokens.
+    RecordsPaged,
+    /// Codes and scales together, shorter pages or single slots.
+    RecordsScattered,
+}
+
+impl LayoutClass {
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::PlanesPaged, "planes-paged"),
+        (Self::PlanesScattered, "planes-scattered"),
+        (Self::RecordsPaged, "records-paged"),
+        (Self::RecordsScattered, "records-scattered"),
+    ];
+
+    /// The class of a layout.
+    pub fn of(layout: &CacheLayout) -> Self {
+        match (layout.kind() == LayoutKind::Native, layout.page_len() < SCATTERED_PAGE_LEN) {
+            (true, true) => Self::RecordsScattered,
+            (true, false) => Self::RecordsPaged,
+            (false, true) => Self::PlanesScattered,
+            (false, false) => Self::PlanesPaged,
+        }
+    }
+
+    /// Whether the rows of one head are scattered, and those of a token's heads are neighbours.
+    pub fn is_scattered(self) -> bool {
+        matches!(self, Self::PlanesScattered | Self::RecordsScattered)
+    }
+}
+
+/// What a split may depend on, without its numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PolicyClass {
+    /// [`SplitPolicy::BatchInvariant`].
+    BatchInvariant,
+    /// [`SplitPolicy::Throughput`].
+    Throughput,
+}
+
+impl PolicyClass {
+    const ALL: [(Self, &'static str); 2] =
+        [(Self::BatchInvariant, "batch-invariant"), (Self::Throughput, "throughput")];
+
+    /// The class of a policy.
+    pub fn of(policy: SplitPolicy) -> Self {
+        match policy {
+            SplitPolicy::Throughput => Self::Throughput,
+            SplitPolicy::BatchInvariant { .. } => Self::BatchInvariant,
+        }
+    }
+}
+
+/// Shapes, types and policy of a step. Its `Display` is how a profile names it.
+/// ```
+/// use attn_tune::StaticKey;
+/// let key: StaticKey = "d128 k8 v8 f16 gqa4 q1 records-paged throughput".parse()?;
+/// assert_eq!((key.head_dim, key.gqa_group), (128, 4));
+/// assert_eq!(key.to_string().parse(), Ok(key));
+/// # Ok::<(), attn_tune::StaticKeyError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StaticKey {
+    /// Channels of a head.
+    pub head_dim: u32,
+    /// Channels of a group of K.
+    pub k_group_len: u32,
+    /// Channels of a group of V.
+    pub v_group_len: u32,
+    /// Type of the scales.
+    pub scale_type: ScaleType,
+    /// Query heads of a kv head.
+    pub gqa_group: u32,
+    /// Query tokens of a request.
+    pub q_len: u32,
+    /// How rows lie.
+    pub layout: LayoutClass,
+    /// What a split may depend on.
+    pub policy: PolicyClass,
+}
+
+impl StaticKey {
+    /// The key of a cache, a spec and a policy.
+    pub fn of(layout: &CacheLayout, spec: &DecodeSpec, policy: SplitPolicy) -> Self {
+        let format = layout.format();
+        Self {
+            head_dim: format.head_dim(),
+            k_group_len: format.group_len(Side::K),
+            v_group_len: format.group_len(Side::V),
+            scale_type: format.scale_type(),
+            gqa_group: spec.gqa_group(),
+            q_len: spec.q_len,
+            layout: LayoutClass::of(layout),
+            policy: PolicyClass::of(policy),
+        }
+    }
+}
+
+fn name_of<T: PartialEq + Copy>(all: &[(T, &'static str)], value: T) -> &'static str {
+    all.iter().find(|(known, _)| *known == value).map_or("", |(_, name)| *name)
+}
+
+impl fmt::Display for StaticKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { head_dim, k_group_len, v_group_len, scale_type, gqa_group, q_len, layout, policy } = *self;
+        let (layout, policy) = (name_of(&LayoutClass::ALL, layout), name_of(&PolicyClass::ALL, policy));
+        write!(
+            f,
+            "d{head_dim} k{k_group_len} v{v_group_len} {scale_type} gqa{gqa_group} q{q_len} {layout} {policy}"
+        )
+    }
+}
+
+/// A name that is no key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name:?} is no key; a valid one is \"d128 k8 v8 f16 gqa4 q1 records-paged throughput\"")]
+pub struct StaticKeyError {
+    /// What was given.
+    pub name: String,
+}
+
+impl FromStr for StaticKey {
+    type Err = StaticKeyError;
+
+    fn from_str(name: &str) -> Result<Self, StaticKeyError> {
+        parse(name).ok_or_else(|| StaticKeyError { name: name.to_owned() })
+    }
+}
+
+fn parse(name: &str) -> Option<StaticKey> {
+    let mut words = name.split(' ');
+    let mut number = |prefix: &str| words.next()?.strip_prefix(prefix)?.parse::<u32>().ok();
+    let (head_dim, k_group_len, v_group_len) = (number("d")?, number("k")?, number("v")?);
+    let scale_type = words.next()?;
+    let scale_type = [ScaleType::F16, ScaleType::Bf16, ScaleType::F32]
+        .into_iter()
+        .find(|known| known.to_string() == scale_type)?;
+    let mut number = |prefix: &str| words.next()?.strip_prefix(prefix)?.parse::<u32>().ok();
+    let (gqa_group, q_len) = (number("gqa")?, number("q")?);
+    let (layout, policy) = (words.next()?, words.next()?);
+    let layout = LayoutClass::ALL.iter().find(|(_, known)| *known == layout)?.0;
+    let policy = PolicyClass::ALL.iter().find(|(_, known)| *known == policy)?.0;
+    let key = StaticKey { head_dim, k_group_len, v_group_len, scale_type, gqa_group, q_len, layout, policy };
+    words.next().is_none().then_some(key)
+}

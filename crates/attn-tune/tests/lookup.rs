@@ -1,0 +1,151 @@
+//! The look-up: near is measured, far is modelled, and no profile can break batch invariance.
+#![allow(clippy::panic, reason = "a test")]
+
+mod common;
+
+use attn_plan::SplitPolicy;
+use attn_tune::{MAX_DISTANCE, RunKey, Why};
+use common::{PROFILE, key, shape, tuner};
+use proptest::prelude::*;
+
+const KEY: &str = "d128 k8 v8 f16 gqa4 q1 records-paged throughput";
+
+fn uniform(batch: u32, kv_len: u32) -> RunKey {
+    RunKey { batch, num_kv_heads: 8, kv_tokens: u64::from(batch) * u64::from(kv_len), longest: kv_len }
+}
+
+#[test]
+fn the_nearest_measured_step_decides() {
+    let tuner = tuner(PROFILE);
+    let chooser = tuner.chooser(key(KEY), shape());
+    let exact = chooser.choose(&uniform(8, 2048));
+    assert_eq!(exact.choice.num_blocks, 264);
+    assert_eq!(exact.why, Why::Measured { nearest: uniform(8, 2048), distance: 0.0 });
+    assert_eq!(chooser.choose(&uniform(9, 2000)).choice.num_blocks, 264);
+    assert_eq!(chooser.choose(&uniform(1, 1500)).choice.num_blocks, 128);
+    assert!(exact.to_string().contains("measured at 8 requests"), "{exact}");
+}
+
+#[test]
+fn both_sides_of_the_bound() {
+    let tuner = tuner(PROFILE);
+    let chooser = tuner.chooser(key(KEY), shape());
+    let base = uniform(128, 8192);
+    // Longer lengths move one coordinate alone.
+    let at = |octaves: f32| uniform(128, (8192.0 * octaves.exp2()) as u32);
+    let (inside, outside) = (at(MAX_DISTANCE - 0.001), at(MAX_DISTANCE + 0.001));
+    assert!(base.distance(&inside) < MAX_DISTANCE && base.distance(&outside) > MAX_DISTANCE);
+    assert!(matches!(chooser.choose(&inside).why, Why::Measured { .. }));
+    assert!(matches!(chooser.choose(&outside).why, Why::Modelled { nearest: Some(_), .. }));
+}
+
+#[test]
+fn an_unknown_key_is_modelled() {
+    let tuner = tuner(PROFILE);
+    let chooser = tuner.chooser(key("d64 k32 v32 f16 gqa3 q1 records-paged throughput"), shape());
+    let decision = chooser.choose(&uniform(8, 2048));
+    assert!(matches!(decision.why, Why::Modelled { nearest: None, .. }), "{decision}");
+    assert!(decision.to_string().contains("nothing was measured"), "{decision}");
+}
+
+#[test]
+fn a_point_for_more_heads_than_the_variant_takes_is_passed_over() {
+    let tuner = tuner(PROFILE);
+    let key = key("d128 k8 v8 f16 gqa4 q1 planes-scattered throughput");
+    let four = tuner.chooser(key, shape()).choose(&uniform(128, 8192));
+    assert_eq!(four.choice.heads_per_block, 4);
+    let one = tuner.chooser(key, attn_tune::Shape { max_heads_per_block: 1, ..shape() });
+    assert_eq!(one.choose(&uniform(128, 8192)).choice.heads_per_block, 1);
+    // Three heads cannot be taken four at a time.
+    let three = RunKey { num_kv_heads: 3, ..uniform(128, 20000) };
+    assert_eq!(tuner.chooser(key, shape()).choose(&three).choice.heads_per_block, 1);
+}
+
+#[test]
+fn the_model_fills_the_device_with_long_work_and_not_with_short() {
+    let tuner = tuner("");
+    let chooser = tuner.chooser(key(KEY), shape());
+    let long = chooser.choose(&uniform(128, 8192)).choice;
+    assert!(long.num_blocks >= 132 * 3, "{long}");
+    let short = chooser.choose(&uniform(1, 1024)).choice;
+    let used = short.num_blocks.min(8 * 1024 / 64 / short.min_split_tiles);
+    assert!(used <= 132, "{short}");
+}
+
+#[test]
+fn distance_is_a_metric_on_what_matters() {
+    let (a, b) = (uniform(8, 2048), uniform(4, 4096));
+    assert_eq!(a.distance(&b), b.distance(&a));
+    // As many rows in half the requests: half an octave.
+    assert_eq!(a.distance(&b), 0.5);
+    let ragged = RunKey { longest: 8192, ..a };
+    assert_eq!(a.distance(&ragged), 1.0);
+    // Empty steps have a place too.
+    assert!(RunKey::of([], 8).distance(&a).is_finite());
+}
+
+fn run() -> impl Strategy<Value = RunKey> {
+    let lens = proptest::collection::vec(prop_oneof![0u32..300, 0u32..1_048_576], 0..40);
+    (lens, 1u32..17).prop_map(|(lens, heads)| RunKey::of(lens, heads))
+}
+
+fn name() -> impl Strategy<Value = &'static str> {
+    proptest::sample::select(vec![
+        KEY,
+        "d128 k8 v8 f16 gqa4 q1 planes-scattered throughput",
+        "d128 k8 v8 f16 gqa4 q1 planes-scattered batch-invariant",
+        "d128 k8 v8 f16 gqa4 q1 records-paged batch-invariant",
+        "d256 k128 v128 bf16 gqa8 q4 records-paged throughput",
+    ])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Every decision can be planned and launched, and is the same when asked again.
+    #[test]
+    fn decisions_are_valid_and_pure(run in run(), name in name(), row_blocks in 1u32..9, max_heads in 0u32..3) {
+        let tuner = tuner(PROFILE);
+        let shape = attn_tune::Shape { row_blocks, max_heads_per_block: 1 << max_heads, ..shape() };
+        let chooser = tuner.chooser(key(name), shape);
+        let decision = chooser.choose(&run);
+        prop_assert_eq!(decision, chooser.choose(&run));
+        let choice = decision.choice;
+        prop_assert!(choice.heads_per_block <= 1 << max_heads);
+        prop_assert!(run.num_kv_heads.is_multiple_of(choice.heads_per_block));
+        for policy in [SplitPolicy::Throughput, SplitPolicy::BatchInvariant { split_len: 96 }] {
+            let split = choice.split(policy, run.num_kv_heads, row_blocks);
+            prop_assert_eq!(split.check(), Ok(()));
+        }
+    }
+
+    /// What changes bits does not follow the batch where the policy forbids it.
+    #[test]
+    fn batch_invariance_survives_every_profile(run in run(), other in run(), layout in 0usize..2) {
+        let names = [
+            "d128 k8 v8 f16 gqa4 q1 records-paged batch-invariant",
+            "d128 k8 v8 f16 gqa4 q1 planes-scattered batch-invariant",
+        ];
+        let tuner = tuner(PROFILE);
+        let chooser = tuner.chooser(key(names[layout]), shape());
+        let policy = SplitPolicy::BatchInvariant { split_len: 512 };
+        let [a, b] = [run, other].map(|run| {
+            let choice = chooser.choose(&run).choice;
+            let split = choice.split(policy, 8, 1);
+            (choice.heads_per_block, split.policy, split.tile_len)
+        });
+        prop_assert_eq!(a, b);
+    }
+
+    /// The model orders sensibly: the best for four times the tokens never takes less (twice as many may just spare a merge).
+    #[test]
+    fn more_work_costs_more(batch in 1u32..64, kv_len in 64u32..65_536) {
+        let chooser = tuner("").chooser(key(KEY), shape());
+        let us = |kv_len| match chooser.choose(&uniform(batch, kv_len)).why {
+            Why::Modelled { expected_us, .. } => expected_us,
+            why => panic!("{why}"),
+        };
+        prop_assert!(us(kv_len).is_finite() && us(kv_len) > 0.0);
+        prop_assert!(us(4 * kv_len) >= us(kv_len), "{} then {}", us(kv_len), us(4 * kv_len));
+    }
+}
