@@ -93,6 +93,14 @@ pub struct HeadReport {
     pub errors: Vec<GroupError>,
 }
 
+impl HeadReport {
+    /// Whether K has large channels that are mostly the same for all tokens: what a bias of the key projection leaves, as
+    /// in Qwen2.5. Long groups collapse there.
+    pub fn has_key_bias(&self) -> bool {
+        self.side == Side::K && self.outliers.iter().any(|outlier| outlier.constant_share > 0.5)
+    }
+}
+
 /// One layer: its heads, K before V, and the largest group lengths within the budget.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerAdvice {
@@ -108,17 +116,26 @@ pub struct LayerAdvice {
     pub k_group_len_rotated: Option<u32>,
 }
 
+/// One format for a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recommendation {
+    /// The format of all layers but the unquantized; `None` if no layer fits the budget.
+    pub format: Option<CacheFormat>,
+    /// Layers that the format would take over the budget.
+    pub unquantized_layers: Vec<usize>,
+    /// Bytes of a token over all layers, the unquantized in f16.
+    pub bytes_per_token: u64,
+}
+
 /// The advice for a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Advice {
     /// Layer by layer.
     pub layers: Vec<LayerAdvice>,
-    /// One format for all layers but the unquantized; `None` if no layer fits the budget.
-    pub format: Option<CacheFormat>,
-    /// Layers that the format would take over the budget.
-    pub unquantized_layers: Vec<usize>,
-    /// Bytes of a token over all layers under this advice, the unquantized layers in f16.
-    pub bytes_per_token: u64,
+    /// With q and K as they are.
+    pub plain: Recommendation,
+    /// With q and K rotated ([`crate::rotate_heads`]).
+    pub rotated: Recommendation,
 }
 
 /// Group lengths that a head dimension has, ascending.
@@ -140,23 +157,39 @@ pub fn advise(layers: &[LayerSample<'_>], options: &AdviceOptions) -> Result<Adv
     let AdviceOptions { num_kv_heads, head_dim, scale_type, .. } = *options;
     CacheFormat::new(num_kv_heads, head_dim, head_dim, head_dim, scale_type)?;
     let layers = layers.iter().map(|sample| layer(sample, options)).collect::<Result<Vec<_>, _>>()?;
+    let plain = recommend(&layers, options, |layer| layer.k_group_len)?;
+    let rotated = recommend(&layers, options, |layer| layer.k_group_len_rotated)?;
+    Ok(Advice { layers, plain, rotated })
+}
+
+/// The fewest bytes within the budget, `k_group_len` being the longest that K of a layer bears.
+fn recommend(
+    layers: &[LayerAdvice],
+    options: &AdviceOptions,
+    k_group_len: fn(&LayerAdvice) -> Option<u32>,
+) -> Result<Recommendation, Error> {
+    let AdviceOptions { num_kv_heads, head_dim, scale_type, .. } = *options;
     let f16 = CacheFormat::unquantized(num_kv_heads, head_dim, crate::FloatType::F16)?.bytes_per_token();
-    let mut best = (f16 * layers.len() as u64, None, (0..layers.len()).collect::<Vec<_>>());
+    let mut best = Recommendation {
+        format: None,
+        unquantized_layers: (0..layers.len()).collect(),
+        bytes_per_token: f16 * layers.len() as u64,
+    };
     for &k in group_lens(head_dim).iter().rev() {
         for &v in group_lens(head_dim).iter().rev() {
             let fits = |l: &LayerAdvice| {
-                l.k_group_len.is_some_and(|len| len >= k) && l.v_group_len.is_some_and(|len| len >= v)
+                k_group_len(l).is_some_and(|len| len >= k) && l.v_group_len.is_some_and(|len| len >= v)
             };
             let out: Vec<usize> = (0..layers.len()).filter(|i| !layers.get(*i).is_some_and(fits)).collect();
             let format = CacheFormat::new(num_kv_heads, head_dim, k, v, scale_type)?;
             let bytes = f16 * out.len() as u64 + format.bytes_per_token() * (layers.len() - out.len()) as u64;
-            if bytes < best.0 {
-                best = (bytes, Some(format), out);
+            if bytes < best.bytes_per_token {
+                best =
+                    Recommendation { format: Some(format), unquantized_layers: out, bytes_per_token: bytes };
             }
         }
     }
-    let (bytes_per_token, format, unquantized_layers) = best;
-    Ok(Advice { layers, format, unquantized_layers, bytes_per_token })
+    Ok(best)
 }
 
 fn layer(sample: &LayerSample<'_>, options: &AdviceOptions) -> Result<LayerAdvice, Error> {
@@ -347,7 +380,7 @@ fn outliers(rows: &[f32], mean: &[f64], dim: usize, ratio: f32) -> Vec<OutlierCh
         .collect()
 }
 
-impl Advice {
+impl Recommendation {
     /// Whether a layer's heads all fit the budget at some group length.
     pub fn is_quantized(&self, layer: usize) -> bool {
         self.format.is_some_and(|format| format.element() == Element::Int8)

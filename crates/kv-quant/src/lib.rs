@@ -41,7 +41,8 @@ mod scale;
 mod smooth;
 
 pub use advise::{
-    Advice, AdviceOptions, GroupError, HeadReport, LayerAdvice, LayerSample, OutlierChannel, advise,
+    Advice, AdviceOptions, GroupError, HeadReport, LayerAdvice, LayerSample, OutlierChannel, Recommendation,
+    advise,
 };
 pub use append::{append, append_row, check_append};
 pub use bound::{max_code, quantization_error_bound};

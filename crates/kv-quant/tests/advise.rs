@@ -50,13 +50,17 @@ fn a_key_bias_is_found_and_its_layer_kept_out() {
     assert_eq!(advice.layers[0].k_group_len, None);
     assert_eq!(advice.layers[0].k_group_len_with_offset, Some(128));
 
+    assert!(head.has_key_bias());
+    assert_eq!(advice.layers.iter().flat_map(|l| &l.heads).filter(|h| h.has_key_bias()).count(), 1);
+    assert!(whole.error_rotated < 0.3 * whole.error, "a rotation spreads it: {whole:?}");
+
     let other = &advice.layers[0].heads[0];
     assert!(other.outliers.is_empty() && other.errors.iter().all(|e| e.error < 0.01));
-    assert_eq!(advice.unquantized_layers, [0]);
-    let format = advice.format.unwrap();
+    assert_eq!(advice.plain.unquantized_layers, [0]);
+    let format = advice.plain.format.unwrap();
     assert_eq!((format.group_len(Side::K), format.group_len(Side::V)), (128, 128));
-    assert!(!advice.is_quantized(0) && advice.is_quantized(4));
-    assert_eq!(advice.bytes_per_token, 4 * format.bytes_per_token() + 2 * 2 * (HEADS * DIM) as u64);
+    assert!(!advice.plain.is_quantized(0) && advice.plain.is_quantized(4));
+    assert_eq!(advice.plain.bytes_per_token, 4 * format.bytes_per_token() + 2 * 2 * (HEADS * DIM) as u64);
 }
 
 #[test]
@@ -78,13 +82,33 @@ fn queries_decide_which_errors_count() {
 }
 
 #[test]
+fn large_channels_that_vary_call_for_a_rotation() {
+    let mut rng = StdRng::seed_from_u64(6);
+    let (mut k, v) = (ordinary(&mut rng), ordinary(&mut rng));
+    k.iter_mut().skip(40).step_by(DIM).for_each(|x| *x *= 60.0);
+    // Every direction of K counts alike without queries; let them look past the large channel, as trained ones do.
+    let mut q = ordinary(&mut rng);
+    q.iter_mut().skip(40).step_by(DIM).for_each(|x| *x = 0.0);
+    let layer = LayerSample { k: &k, v: &v, q: Some(&q[..16 * HEADS * DIM]) };
+    let advice = advise(&[layer], &AdviceOptions::new(HEADS as u32, DIM as u32)).unwrap();
+    let head = &advice.layers[0].heads[0];
+    assert_eq!(head.outliers.iter().map(|o| o.channel).collect::<Vec<_>>(), [40]);
+    assert!(!head.has_key_bias(), "it varies: {head:?}");
+    let whole = head.errors.last().unwrap();
+    assert!(whole.error > 0.1 && whole.error_rotated < 0.3 * whole.error, "{whole:?}");
+    assert!(whole.error_with_offset > 0.1, "no offset takes it away: {whole:?}");
+}
+
+#[test]
 fn a_tight_budget_leaves_everything_alone_and_nonsense_is_refused() {
     let mut rng = StdRng::seed_from_u64(5);
     let (k, v) = (ordinary(&mut rng), ordinary(&mut rng));
     let layers = [LayerSample { k: &k, v: &v, q: None }];
     let options = AdviceOptions { budget: 1e-6, ..AdviceOptions::new(HEADS as u32, DIM as u32) };
     let advice = advise(&layers, &options).unwrap();
-    assert_eq!((advice.format, advice.unquantized_layers), (None, vec![0]));
+    for recommended in [advice.plain, advice.rotated] {
+        assert_eq!((recommended.format, recommended.unquantized_layers), (None, vec![0]));
+    }
 
     let mut bad = k.clone();
     bad[DIM * HEADS * 7 + DIM + 3] = f32::NAN;

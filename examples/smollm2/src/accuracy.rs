@@ -144,14 +144,13 @@ pub fn all_variants(rotates_keys: bool) -> Vec<Variant> {
         }));
     }
     variants.push(Variant::Cache(CacheKind::Float(FloatType::F16), Smoothing::None));
-    for smoothing in [Smoothing::Rotation, Smoothing::None] {
-        for scale_type in [ScaleType::Bf16, ScaleType::F32] {
-            variants.extend(GROUP_LENS.map(|len| int8(len, scale_type, smoothing)));
-        }
-    }
-    for scale_type in [ScaleType::Bf16, ScaleType::F32] {
-        variants.extend(GROUP_LENS.map(|len| truncated(len, scale_type, false)));
-    }
+    let others = [ScaleType::Bf16, ScaleType::F32];
+    let of_others = |variant: &dyn Fn(u32, ScaleType) -> Variant| -> Vec<Variant> {
+        others.iter().flat_map(|scale_type| GROUP_LENS.map(|len| variant(len, *scale_type))).collect()
+    };
+    variants.extend(of_others(&|len, scale_type| int8(len, scale_type, Smoothing::Rotation)));
+    variants.extend(of_others(&|len, scale_type| truncated(len, scale_type, false)));
+    variants.extend(of_others(&|len, scale_type| int8(len, scale_type, Smoothing::None)));
     variants.extend(GROUP_LENS.map(|len| truncated(len, f16, true)));
     for smoothing in [Smoothing::OffsetRotation, Smoothing::KeyOffset] {
         variants.extend([8, 32, 64].map(|len| int8(len, f16, smoothing)));

@@ -28,10 +28,14 @@ pub struct Order {
 pub struct Report {
     /// Generated text of each prompt.
     pub texts: Vec<String>,
+    /// Requests that came to their end.
+    pub ended: Vec<usize>,
     /// Prompt tokens computed; shared ones once.
     pub prefill_tokens: usize,
-    /// Prompt tokens that were taken from the shared beginning.
+    /// Prompt tokens that were there already, from the shared beginning.
     pub shared_tokens: usize,
+    /// Requests that were begun.
+    pub num_admitted: usize,
     /// Tokens generated.
     pub decode_tokens: usize,
     /// Time of prefill.
@@ -46,6 +50,13 @@ pub struct Report {
     pub peak_bytes_in_f16: u64,
     /// Whether it was stopped from outside.
     pub is_stopped: bool,
+}
+
+impl Report {
+    /// Whether a request came to its end.
+    pub fn is_ended(&self, request: usize) -> bool {
+        self.ended.contains(&request)
+    }
 }
 
 struct Running {
@@ -81,14 +92,23 @@ fn common_prefix(prompts: &[Vec<u32>]) -> usize {
     prompts.iter().map(|p| p.len().saturating_sub(1)).min().unwrap_or(0).min(len)
 }
 
-/// Generates. `show` gets `(request, piece of text)` as it comes; `stop` ends it between two steps.
+/// What is shown of a request as it comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// More text.
+    Piece(&'a str),
+    /// It has ended; this is all of its text.
+    End(&'a str),
+}
+
+/// Generates. `show` gets a request's number and what is new of it; `stop` ends it between two steps.
 pub fn generate(
     model: &Model,
     vocabulary: &Vocabulary,
     cache: &mut ModelCache<'_>,
     order: &Order,
     stop: &AtomicBool,
-    show: &mut dyn FnMut(usize, &str),
+    show: &mut dyn FnMut(usize, Event<'_>),
 ) -> Result<Report> {
     let prompts = order.prompts.iter().map(|p| vocabulary.encode(p)).collect::<Result<Vec<_>>>()?;
     for prompt in &prompts {
@@ -127,7 +147,9 @@ pub fn generate(
             let token = sampler.draw(&model.logits(&hidden)?);
             running.push(Running { request, sequence, sampler, tokens: vec![token], shown: 0 });
             report.prefill_tokens += own.len();
-            report.shared_tokens += shared;
+            // The first to come computed it.
+            report.shared_tokens += if report.num_admitted == 0 { 0 } else { shared };
+            report.num_admitted += 1;
             report.prefill_time += start.elapsed();
         }
         report.peak_bytes = report.peak_bytes.max(cache.bytes_used());
@@ -163,7 +185,7 @@ fn settle(
     max_tokens: usize,
     running: &mut Vec<Running>,
     report: &mut Report,
-    show: &mut dyn FnMut(usize, &str),
+    show: &mut dyn FnMut(usize, Event<'_>),
 ) -> Result<()> {
     let mut kept = Vec::with_capacity(running.len());
     for mut r in running.drain(..) {
@@ -176,8 +198,12 @@ fn settle(
         // A character may span tokens: wait until it is whole.
         let whole = if is_done { text.len() } else { text.trim_end_matches('\u{fffd}').len() };
         if let Some(piece) = text.get(r.shown..whole) {
-            show(r.request, piece);
+            show(r.request, Event::Piece(piece));
             r.shown = whole;
+        }
+        if is_done {
+            show(r.request, Event::End(&text));
+            report.ended.push(r.request);
         }
         if let Some(out) = report.texts.get_mut(r.request) {
             *out = text;

@@ -99,6 +99,7 @@ impl Model {
             vocab_len: embedding.rows(),
         };
         let layers = (0..config.num_layers)
+            .into_par_iter()
             .map(|i| {
                 let matrix = |name: &str| Matrix::load(weights, &format!("blk.{i}.{name}.weight"));
                 let vector = |name: &str| weights.vector(&format!("blk.{i}.{name}.weight"));

@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long)]
     needle: bool,
     /// Prompt lengths of --needle
-    #[arg(long, value_delimiter = ',', default_value = "512,1024,2048")]
+    #[arg(long, value_delimiter = ',', default_value = "1024,2048,4096")]
     needle_lens: Vec<usize>,
     /// Print the rows as JSON instead of a table
     #[arg(long)]
@@ -205,7 +205,10 @@ fn fill(
 }
 
 fn search(args: &Args, model: &Model, vocabulary: &Vocabulary, text: &text::Text) -> Result<()> {
-    let rows = super::needle::run(model, vocabulary, text, &args.needle_lens, args.model.backend())?;
+    let rows = {
+        let (lens, rotates_keys) = (&args.needle_lens, !args.no_rotate_keys);
+        super::needle::run(model, vocabulary, text, lens, rotates_keys, args.model.backend())?
+    };
     let report = serde_json::to_string_pretty(&serde_json::json!({ "text": text.name, "rows": rows }))?;
     std::fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
     std::fs::write(args.out.join("needle.json"), &report)?;

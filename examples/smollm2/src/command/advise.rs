@@ -4,7 +4,7 @@ use super::{ModelArgs, scale_type};
 use crate::accuracy::record;
 use crate::matrix::Products;
 use anyhow::{Context, Result, ensure};
-use kv_quant::{Advice, AdviceOptions, HeadReport, LayerSample, Side, advise};
+use kv_quant::{Advice, AdviceOptions, GroupError, HeadReport, LayerSample, Recommendation, Side, advise};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -26,7 +26,10 @@ pub struct Args {
     /// A channel is an outlier from this many times the median channel's magnitude
     #[arg(long, default_value_t = 8.0)]
     outlier_ratio: f32,
-    /// Print JSON
+    /// A row for each head instead of the worst head of each layer
+    #[arg(long)]
+    heads: bool,
+    /// Print JSON: every head, its errors, saturation and outlier channels
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -68,20 +71,30 @@ pub fn run(args: &Args) -> Result<()> {
         writeln!(out, "{}", serde_json::to_string_pretty(&json(&advice))?)?;
         return Ok(());
     }
-    writeln!(
-        out,
-        "{} tokens; the worst head of each layer; errors relative, budget {}",
-        tokens.len(),
-        args.budget
-    )?;
-    writeln!(out, "{}", table(&advice))?;
+    let (len, budget) = (tokens.len(), args.budget);
+    let table = match args.heads {
+        true => {
+            writeln!(out, "{len} tokens; every head; errors relative, budget {budget}")?;
+            head_table(&advice)
+        }
+        false => {
+            writeln!(out, "{len} tokens; the worst head of each layer; errors relative, budget {budget}")?;
+            layer_table(&advice)
+        }
+    };
+    writeln!(out, "{table}")?;
     print_outliers(&mut out, &advice)?;
-    match &advice.format {
-        Some(format) => writeln!(out, "recommended: {format}, {} bytes a token", advice.bytes_per_token)?,
-        None => writeln!(out, "recommended: no INT8 format fits the budget")?,
-    }
-    if !advice.unquantized_layers.is_empty() && advice.format.is_some() {
-        writeln!(out, "leave in f16: layers {:?}", advice.unquantized_layers)?;
+    for (how, recommended) in [("q and K rotated", &advice.rotated), ("q and K as they are", &advice.plain)] {
+        let Some(format) = &recommended.format else {
+            writeln!(out, "recommended with {how}: no INT8 format fits the budget")?;
+            continue;
+        };
+        let bytes = recommended.bytes_per_token;
+        write!(out, "recommended with {how}: {format}, {bytes} bytes a token")?;
+        match recommended.unquantized_layers.as_slice() {
+            [] => writeln!(out)?,
+            layers => writeln!(out, ", layers {layers:?} in f16")?,
+        }
     }
     let mended: Vec<_> = advice
         .layers
@@ -93,11 +106,6 @@ pub fn run(args: &Args) -> Result<()> {
     if !mended.is_empty() {
         writeln!(out, "a K offset would allow longer groups in layers {mended:?}")?;
     }
-    let rotated = advice.layers.iter().enumerate().filter(|(_, l)| l.k_group_len_rotated > l.k_group_len);
-    let rotated: Vec<_> = rotated.map(|(i, _)| i).collect();
-    if !rotated.is_empty() {
-        writeln!(out, "rotating q and K would allow longer groups in layers {rotated:?}")?;
-    }
     Ok(())
 }
 
@@ -106,29 +114,61 @@ fn worst(heads: &[HeadReport], side: Side, group: usize) -> f64 {
     errors.map(|e| e.error).fold(0.0, f64::max)
 }
 
-fn table(advice: &Advice) -> String {
+fn group_lens(advice: &Advice) -> Vec<u32> {
+    let head = advice.layers.first().and_then(|layer| layer.heads.first());
+    head.map(|head| head.errors.iter().map(|e| e.group_len).collect()).unwrap_or_default()
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.2} %", 100.0 * share)
+}
+
+/// Saturation and drowned values at one scale a head, where they are worst.
+fn head_table(advice: &Advice) -> String {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::ASCII_MARKDOWN);
-    let lens: Vec<u32> = advice
-        .layers
-        .first()
-        .and_then(|layer| layer.heads.first())
-        .map(|head| head.errors.iter().map(|e| e.group_len).collect())
-        .unwrap_or_default();
+    let mut header = vec!["layer".to_owned(), "head".to_owned(), "amax".to_owned()];
+    let lens = group_lens(advice);
+    header.extend(lens.iter().map(|len| format!("g{len}")));
+    header.extend(lens.last().map(|len| format!("g{len} rotated")));
+    header.extend(["saturated", "drowned", "outliers"].map(str::to_owned));
+    table.set_header(header);
+    for (i, layer) in advice.layers.iter().enumerate() {
+        for head in &layer.heads {
+            let mut row =
+                vec![i.to_string(), format!("{} {}", head.side, head.head), format!("{:.1}", head.amax)];
+            row.extend(head.errors.iter().map(|e| percent(e.error)));
+            if let Some(whole) = head.errors.last() {
+                row.extend([whole.error_rotated, whole.saturated, whole.drowned].map(percent));
+            }
+            row.push(head.outliers.len().to_string());
+            table.add_row(row);
+        }
+    }
+    table.to_string()
+}
+
+fn layer_table(advice: &Advice) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::ASCII_MARKDOWN);
+    let lens = group_lens(advice);
     let mut header = vec!["layer".to_owned(), "K amax".to_owned()];
     header.extend(lens.iter().map(|len| format!("K g{len}")));
     header.extend(lens.iter().map(|len| format!("V g{len}")));
-    header.extend(["K drowned".to_owned(), "fits K".to_owned(), "fits V".to_owned()]);
+    let fits = ["K saturated", "K drowned", "fits K", "K rotated", "fits V"];
+    header.extend(fits.map(str::to_owned));
     table.set_header(header);
     for (i, layer) in advice.layers.iter().enumerate() {
         let of_k = || layer.heads.iter().filter(|h| h.side == Side::K);
         let mut row = vec![i.to_string(), format!("{:.1}", of_k().map(|h| h.amax).fold(0.0, f32::max))];
         for side in [Side::K, Side::V] {
-            row.extend((0..lens.len()).map(|g| format!("{:.2} %", 100.0 * worst(&layer.heads, side, g))));
+            row.extend((0..lens.len()).map(|g| percent(worst(&layer.heads, side, g))));
         }
-        let drowned = of_k().filter_map(|h| h.errors.last()).map(|e| e.drowned).fold(0.0, f64::max);
+        let most =
+            |of: fn(&GroupError) -> f64| of_k().filter_map(|h| h.errors.last()).map(of).fold(0.0, f64::max);
+        row.extend([percent(most(|e| e.saturated)), percent(most(|e| e.drowned))]);
         let fits = |len: Option<u32>| len.map_or("none".to_owned(), |len| format!("g{len}"));
-        row.extend([format!("{:.1} %", 100.0 * drowned), fits(layer.k_group_len), fits(layer.v_group_len)]);
+        row.extend([layer.k_group_len, layer.k_group_len_rotated, layer.v_group_len].map(fits));
         table.add_row(row);
     }
     table.to_string()
@@ -144,16 +184,25 @@ fn print_outliers(out: &mut impl Write, advice: &Advice) -> Result<()> {
                     format!("{} (x{:.0}, {:.0} % constant)", o.channel, o.ratio, 100.0 * o.constant_share)
                 })
                 .collect();
-            writeln!(
-                out,
-                "layer {i} {} head {}: outlier channels {}",
-                head.side,
-                head.head,
-                channels.join(", ")
-            )?;
+            let (side, number, channels) = (head.side, head.head, channels.join(", "));
+            writeln!(out, "layer {i} {side} head {number}: outlier channels {channels}")?;
+            if head.has_key_bias() {
+                writeln!(
+                    out,
+                    "  a key bias: long groups collapse here, subtract an offset (kv_quant::KeyOffset)"
+                )?;
+            }
         }
     }
     Ok(())
+}
+
+fn recommendation(recommended: &Recommendation) -> serde_json::Value {
+    serde_json::json!({
+        "format": recommended.format.map(|f| f.to_string()),
+        "unquantized_layers": recommended.unquantized_layers,
+        "bytes_per_token": recommended.bytes_per_token,
+    })
 }
 
 fn json(advice: &Advice) -> serde_json::Value {
@@ -182,9 +231,8 @@ fn json(advice: &Advice) -> serde_json::Value {
         })
         .collect();
     serde_json::json!({
-        "format": advice.format.map(|f| f.to_string()),
-        "unquantized_layers": advice.unquantized_layers,
-        "bytes_per_token": advice.bytes_per_token,
+        "plain": recommendation(&advice.plain),
+        "rotated": recommendation(&advice.rotated),
         "layers": layers,
     })
 }

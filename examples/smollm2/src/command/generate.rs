@@ -2,7 +2,7 @@
 
 use super::{CacheArgs, ModelArgs};
 use crate::cache::{CacheOptions, ModelCache, PAGE_LEN};
-use crate::generate::{Order, Report, generate};
+use crate::generate::{Event, Order, Report, generate};
 use crate::matrix::Products;
 use crate::sample::Sampling;
 use crate::transform::SmoothKeys;
@@ -101,18 +101,22 @@ pub fn run(args: &Args) -> Result<()> {
         write!(out, "{prompt}")?;
         out.flush()?;
     }
-    let mut show = |_: usize, piece: &str| {
-        if is_single {
-            // Nothing sensible can be done about a closed pipe here; the report below will fail on it.
-            let _ = write!(out, "{piece}").and_then(|()| out.flush());
-        }
+    // A single text comes word by word, several each when it ends. Nothing sensible can be done about a closed pipe here; the
+    // line below will fail on it.
+    let mut show = |request: usize, event: Event<'_>| {
+        let _ = match (event, args.prompts.get(request)) {
+            (Event::Piece(piece), _) if is_single => write!(out, "{piece}").and_then(|()| out.flush()),
+            (Event::End(text), Some(prompt)) if !is_single => writeln!(out, "--- {prompt}\n{text}"),
+            _ => Ok(()),
+        };
     };
     let report = generate(&model, &vocabulary, &mut cache, &order, &stop, &mut show)?;
     if is_single {
         writeln!(out)?;
-    } else {
-        for (prompt, text) in args.prompts.iter().zip(&report.texts) {
-            writeln!(out, "--- {prompt}\n{text}")?;
+    } else if report.is_stopped {
+        for (request, text) in report.texts.iter().enumerate().filter(|(i, _)| !report.is_ended(*i)) {
+            let prompt = args.prompts.get(request).map_or("", String::as_str);
+            writeln!(out, "--- {prompt}\n{text} [stopped]")?;
         }
     }
     print_report(&report);

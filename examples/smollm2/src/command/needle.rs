@@ -6,11 +6,12 @@ use crate::generate::prefill;
 use crate::model::Model;
 use crate::sample::argmax;
 use crate::text::Text;
+use crate::transform::SmoothKeys;
 use crate::vocabulary::Vocabulary;
 use anyhow::{Context, Result, ensure};
 use attn_backend::BackendId;
 use indicatif::ProgressBar;
-use kv_quant::{FloatType, ScaleType};
+use kv_quant::{FloatType, ScaleType, SequenceId};
 use serde::Serialize;
 
 /// The fact, and the question whose continuation it is.
@@ -35,14 +36,11 @@ pub(super) fn run(
     vocabulary: &Vocabulary,
     text: &Text,
     lens: &[usize],
+    rotates_keys: bool,
     backend: Option<BackendId>,
 ) -> Result<Vec<Row>> {
-    let kinds = [
-        CacheKind::Float(FloatType::F32),
-        CacheKind::int8(8, ScaleType::F16),
-        CacheKind::int8(32, ScaleType::F16),
-        CacheKind::int8(64, ScaleType::F16),
-    ];
+    let mut caches = vec![(CacheKind::Float(FloatType::F32), false)];
+    caches.extend([8, 32, 64].map(|len| (CacheKind::int8(len, ScaleType::F16), rotates_keys)));
     let longest = lens.iter().copied().max().unwrap_or(0);
     ensure!(
         longest + 16 <= model.config().context_len,
@@ -52,46 +50,64 @@ pub(super) fn run(
     let end = text.content.char_indices().nth(longest * 12).map_or(text.content.len(), |(at, _)| at);
     let filler = vocabulary.encode(text.content.get(..end).unwrap_or_default())?;
     let (fact, question) = (vocabulary.encode(FACT)?, vocabulary.encode(QUESTION)?);
-    let bar = ProgressBar::new((kinds.len() * lens.len() * DEPTHS.len()) as u64);
+    let bar = ProgressBar::new((caches.len() * lens.len() * DEPTHS.len()) as u64);
+    bar.tick();
     let mut rows = Vec::new();
-    for kind in kinds {
-        let mut cache = open(model.config(), kind, longest + 64, backend.clone())?;
+    for (kind, rotates_keys) in caches {
+        let name = match rotates_keys {
+            true => format!("{}, K rotated", kind.format(model.config())?),
+            false => kind.format(model.config())?.to_string(),
+        };
+        // The hay, and beside it the prompt in hand.
+        let mut cache = open(model.config(), kind, 2 * longest + 64, backend.clone())?;
+        if rotates_keys {
+            let head_dim = model.config().head_dim;
+            cache.transforms.push(Box::new(SmoothKeys { offsets: Vec::new(), rotate: true, head_dim }));
+        }
         for &len in lens {
             let hay_len = len.saturating_sub(fact.len() + question.len());
             let hay = filler
                 .get(..hay_len)
                 .with_context(|| format!("{} has fewer than {len} tokens", text.name))?;
             let mut found = Vec::new();
+            let shared = cache.pool().allocate();
+            let mut read = 0;
             for depth in DEPTHS {
-                let (before, after) = hay.split_at(hay.len() * depth / 100);
-                let prompt = [before, &fact, after, &question].concat();
-                found.push((depth, answer(model, vocabulary, &mut cache, &prompt)?.contains(ANSWER)));
+                // What lies above the fact is read once for all depths.
+                let above = hay.len() * depth / 100;
+                prefill(model, &mut cache, shared, hay.get(read..above).unwrap_or_default())?;
+                read = above;
+                let below = [&fact, hay.get(above..).unwrap_or_default(), &question].concat();
+                let sequence = cache.pool().fork(shared, above as u32)?;
+                let answer = answer(model, vocabulary, &mut cache, sequence, &below)?;
+                cache.pool().free(sequence)?;
+                found.push((depth, answer.contains(ANSWER)));
                 bar.inc(1);
             }
-            rows.push(Row { cache: kind.format(model.config())?.to_string(), tokens: len, found });
+            cache.pool().free(shared)?;
+            rows.push(Row { cache: name.clone(), tokens: len, found });
         }
     }
     bar.finish_and_clear();
     Ok(rows)
 }
 
-/// The greedy continuation, long enough for the number.
+/// The greedy continuation of a sequence after `tokens`, long enough for the number.
 fn answer(
     model: &Model,
     vocabulary: &Vocabulary,
     cache: &mut ModelCache<'_>,
-    prompt: &[u32],
+    sequence: SequenceId,
+    tokens: &[u32],
 ) -> Result<String> {
-    let sequence = cache.pool().allocate();
-    let mut hidden = prefill(model, cache, sequence, prompt)?;
-    let mut tokens = Vec::new();
+    let mut hidden = prefill(model, cache, sequence, tokens)?;
+    let mut answer = Vec::new();
     for _ in 0..8 {
         let token = argmax(&model.logits(&hidden)?) as u32;
-        tokens.push(token);
+        answer.push(token);
         hidden = prefill(model, cache, sequence, &[token])?;
     }
-    cache.pool().free(sequence)?;
-    vocabulary.decode(&tokens)
+    vocabulary.decode(&answer)
 }
 
 /// As a table for people.
