@@ -109,6 +109,7 @@ fn check_replaceable(out: &Path) -> Result<()> {
 fn build(root: &Path, command: &[&str], packages: &[String], tests: bool) -> Result<Vec<Program>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
+        .env("KV8_COMMIT", crate::workspace::commit())
         .args(command)
         .args(packages)
         .arg("--message-format=json-render-diagnostics")

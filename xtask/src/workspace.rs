@@ -25,6 +25,10 @@ pub fn kernels_output() -> PathBuf {
 /// The commit of the workspace that a binary was made from; empty where git does not answer.
 #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "for records of benchmarks"))]
 pub fn commit() -> String {
+    // A binary that travels has no repository around it, or another one.
+    if let Some(commit) = option_env!("KV8_COMMIT") {
+        return commit.to_owned();
+    }
     let git = std::process::Command::new("git")
         .args(["rev-parse", "--short=12", "HEAD"])
         .current_dir(root())

@@ -32,6 +32,6 @@ pub use level::{Level, LevelError, TUNE_VARIABLE};
 pub use model::{Candidates, CostModel, Machine, Shape};
 pub use profile::{Point, Profile, Table, Timing, VERSION};
 pub use run::RunKey;
-pub use store::{PROFILE_DIR_VARIABLE, file_name, user_dir};
+pub use store::{PROFILE_DIR_VARIABLE, file_name, shipped, user_dir};
 pub use tuner::{Source, Tuner};
 pub use warning::{Cause, Warning};

@@ -8,7 +8,13 @@ use std::path::{Path, PathBuf};
 pub const PROFILE_DIR_VARIABLE: &str = "KV8_PROFILE_DIR";
 
 /// Profiles that ship with the crate: file name and text.
-pub(crate) const SHIPPED: &[(&str, &str)] = &[];
+pub(crate) const SHIPPED: &[(&str, &str)] =
+    &[("nvidia-h200.toml", include_str!("../profiles/nvidia-h200.toml"))];
+
+/// The profiles that ship with the crate: file name and text.
+pub fn shipped() -> &'static [(&'static str, &'static str)] {
+    SHIPPED
+}
 
 /// The folder of the user's profiles: [`PROFILE_DIR_VARIABLE`], else `kv8/profiles` in the platform's configuration
 /// folder; `None` where the platform has none.
