@@ -52,7 +52,8 @@ pub fn run(args: &GpuArgs) -> Result<()> {
     }
     let json = serde_json::to_string_pretty(&record)?;
     if let Some(path) = &args.record {
-        std::fs::write(path, format!("{json}\n")).with_context(|| format!("cannot write {}", path.display()))?;
+        std::fs::write(path, format!("{json}\n"))
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     if args.json {
         println!("{json}");
