@@ -17,7 +17,8 @@ use crate::{
 use attn_kernels::abi::{PagedCache, Plane};
 use attn_kernels::key::{self, INSTANCES, Instance, KernelKind, KeyMiss, KeyQuery};
 use attn_kernels::{image, probe};
-use attn_plan::{DecodeSpec, SplitConfig, SplitPlan, SplitPolicy};
+use attn_plan::{DecodeSpec, SplitConfig, SplitPlan};
+use attn_tune::Choice;
 use cpu_reference::Arithmetic;
 use kv_quant::{CacheLayout, PlaneId, Side};
 
@@ -30,8 +31,6 @@ pub struct CudaBackend {
     pub arithmetic: key::Arithmetic,
 }
 
-/// Tokens at which items are cut: what the warps of a block take at a time.
-const TILE_LEN: u32 = 64;
 /// Bases of planes are taken for aligned to this when a layout is looked at before there is memory.
 const ASSUMED_BASE: u64 = 1 << 20;
 
@@ -92,15 +91,12 @@ impl Backend for CudaBackend {
     fn split_config(&self, descriptor: &Descriptor) -> SplitConfig {
         let num_sms = probe::probe(self.ordinal).map_or(1, |facts| facts.num_sms);
         let spec = &descriptor.spec;
-        let blocks = self.instance(&descriptor.layout, spec).map_or(1, |instance| {
+        let (num_blocks, row_blocks) = self.instance(&descriptor.layout, spec).map_or((1, 1), |instance| {
             let row_blocks = (spec.gqa_group() * spec.q_len).div_ceil(instance.key.rows());
-            num_sms * instance.min_ctas / (spec.num_kv_heads * row_blocks).max(1)
+            (num_sms * instance.min_ctas, row_blocks)
         });
-        let tile_len = match descriptor.split {
-            SplitPolicy::BatchInvariant { split_len } => TILE_LEN.min(1 << split_len.trailing_zeros().min(6)),
-            _ => TILE_LEN,
-        };
-        SplitConfig { tile_len, ..SplitConfig::throughput(blocks.max(1)).with_policy(descriptor.split) }
+        let full = Choice { num_blocks, heads_per_block: 1, min_split_tiles: 1, item_overhead: 1 };
+        full.split(descriptor.split, spec.num_kv_heads, row_blocks)
     }
 
     fn arithmetic(&self, spec: &DecodeSpec, plan: &SplitPlan) -> Arithmetic {
