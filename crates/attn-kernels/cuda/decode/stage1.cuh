@@ -15,11 +15,13 @@
 #pragma once
 #include <type_traits>
 
+#include "../cache/block_loader.cuh"
 #include "../cache/row_loader.cuh"
 #include "../cache/run_loader.cuh"
 #include "../softmax/online_state.cuh"
 #include "arithmetic_f32.cuh"
 #include "arithmetic_mma.cuh"
+#include "arithmetic_whole.cuh"
 #include "query_rows.cuh"
 #include "result.cuh"
 #include "traits.cuh"
@@ -51,7 +53,8 @@ struct Visibility {
 
 template <class T>
 struct Stage1 {
-    using Arith = std::conditional_t<T::kArithmetic == Arithmetic::kMma, MmaArithmetic<T>, F32Arithmetic<T>>;
+    using TensorArith = std::conditional_t<T::kWhole, WholeArithmetic<T>, MmaArithmetic<T>>;
+    using Arith = std::conditional_t<T::kArithmetic == Arithmetic::kMma, TensorArith, F32Arithmetic<T>>;
     static constexpr int kRowTiles = T::kRowTiles;
     static constexpr bool kExact = T::kArithmetic == Arithmetic::kF32;
 
@@ -113,15 +116,9 @@ struct Stage1 {
                 const uint32_t row = 8 * tile + 2 * arith.column + j;
                 const float sum = column_sum(state.sum[tile][j]);
                 if (arith.row == 0) {
-                    states[ring_idx * T::kRows + row] = make_float4(state.reference[tile][j], sum, state.out_exponent[tile][j], 0.0f);
+                    states[ring_idx * T::kRows + row] = make_float4(state.reference[tile][j], sum, state.out_exponent[tile][j] + Arith::kOutExponent, 0.0f);
                 }
-#pragma unroll
-                for (int word = 0; word < T::kVWords; ++word) {
-                    const float4 four = make_float4(arith.out[2 * word][tile][j], arith.out[2 * word][tile][2 + j],
-                                                    arith.out[2 * word + 1][tile][j], arith.out[2 * word + 1][tile][2 + j]);
-                    float* to = merge + (ring_idx * T::kRows + row) * T::kMergePitch + T::v_channel(word, arith.row);
-                    *reinterpret_cast<float4*>(to) = four;
-                }
+                arith.store(merge + (ring_idx * T::kRows + row) * T::kMergePitch, tile, j);
             }
         }
         __syncthreads();
@@ -238,7 +235,7 @@ struct Stage1 {
                 }
                 float scores[kRowTiles][4];
                 arith.score(shape, stage, misaligned, scores);
-                int token_exponents[2];
+                float token_exponents[2];
                 const bool shifted = arith.prepare_values(shape, stage, misaligned, token_exponents);
                 const int32_t token = static_cast<int32_t>(tile_token);
                 if (transformed) transform(p, share.rows, visibility, token, arith, scores);
@@ -309,6 +306,11 @@ struct Stage1 {
                 RunLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring, barriers, phases);
                 do_share(share, loader, arith, state);
                 phases = loader.phases;
+            } else if (T::kBlocks && first_token % kTileTokens == 0 && BlockLoader<T>::serves(p.cache)) {
+                if constexpr (T::kBlocks) {
+                    BlockLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring);
+                    do_share(share, loader, arith, state);
+                }
             } else {
                 RowLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring);
                 do_share(share, loader, arith, state);
