@@ -20,17 +20,24 @@ struct BlockLoader {
     static constexpr uint32_t kCopies = kCodePieces / 2;       // of a plane of codes, each of 32 pieces
     static constexpr uint32_t kRowStep = 32 / kCodePieces;     // rows from one copy to the next
 
+    // Blocks of packed scales are whole copies of a plane each; others are at most 32 pieces in all, one a lane.
+    static constexpr bool kPacked = T::kGroups == Groups::k8;
+    static constexpr uint32_t kScaleCopies = kPacked ? T::kRawRowBytes / 32 : 0;
+
     struct Shape {
         static constexpr uint32_t pitch = T::kRowPitch;
         static constexpr uint32_t scales_at = kTileTokens * T::kRowPitch;
         static constexpr uint32_t values_at = T::kRowValuesAt;
         static constexpr uint32_t swizzle = 7;
         uint32_t scale_pitch;
+
+        __device__ __forceinline__ explicit Shape(uint32_t row_bytes) : scale_pitch(kPacked ? T::kRawRowBytes : row_bytes) {}
     };
 
     const uint8_t* k;  // of this kv head, at the piece that this lane copies first
     const uint8_t* v;
-    const uint8_t* scales;      // the same, K's or V's
+    const uint8_t* scales;      // the same, K's, or V's for lanes that copy those
+    const uint8_t* v_scales;    // packed
     uint32_t code_page_stride;  // in units of 16 bytes
     uint32_t scale_page_stride;
     uint32_t scale_row_bytes;
@@ -62,7 +69,7 @@ struct BlockLoader {
         // Blocks of scales start at whole pieces, all lanes' pieces are of one copy, and products of 32 bits reach.
         const uint64_t starts = cache.k_scales.base | cache.v_scales.base |
                                 (cache.k_scales.page_stride | cache.k_scales.head_stride | cache.v_scales.head_stride) * unit;
-        return cache.k_group_len == cache.v_group_len && 2 * groups * unit <= 32 && starts % 16 == 0 &&
+        return cache.k_group_len == cache.v_group_len && (kPacked || 2 * groups * unit <= 32) && starts % 16 == 0 &&
                alike(cache.k_codes, cache.v_codes, T::kHeadDim) && alike(cache.k_scales, cache.v_scales, groups) &&
                cache.k_scales.page_stride * unit >> 32 == 0;
     }
@@ -80,13 +87,14 @@ struct BlockLoader {
           ring_address(ptx::shared_address(warp_ring)),
           bad_stages(0) {
         const uint32_t unit = scale_bytes(cache.scale_type);
-        scale_row_bytes = num_groups(T::kHeadDim, cache.k_group_len) * unit;
+        scale_row_bytes = kPacked ? T::kRawRowBytes : num_groups(T::kHeadDim, cache.k_group_len) * unit;
         scale_page_stride = static_cast<uint32_t>(cache.k_scales.page_stride) * unit;
-        const bool is_v = lane >= scale_row_bytes;  // a block is 16 rows: as many pieces as a row has bytes
+        const bool is_v = !kPacked && lane >= scale_row_bytes;  // a block is 16 rows: as many pieces as a row has bytes
         const uint32_t piece = (is_v ? lane - scale_row_bytes : lane) * 16;
         const Plane& plane = is_v ? cache.v_scales : cache.k_scales;
         scales = reinterpret_cast<const uint8_t*>(plane.base) + head_idx * plane.head_stride * unit + piece;
         scale_target = lane < 2 * scale_row_bytes ? (is_v ? Shape::values_at : 0u) + Shape::scales_at + piece : ptx::kNowhere;
+        v_scales = reinterpret_cast<const uint8_t*>(cache.v_scales.base) + head_idx * cache.v_scales.head_stride * unit + lane * 16;
         const uint32_t row = lane / kCodePieces;
         code_target = row * Shape::pitch + (lane % kCodePieces ^ row & Shape::swizzle) * 16;
         ptx::keep(ring_address);
@@ -94,7 +102,11 @@ struct BlockLoader {
         ptx::keep(v);
         ptx::keep(scales);
         ptx::keep(code_page_stride);
-        ptx::keep(scale_target);
+        if constexpr (kPacked) {
+            ptx::keep(v_scales);
+        } else {
+            ptx::keep(scale_target);
+        }
         ptx::keep(code_target);
     }
 
@@ -132,12 +144,15 @@ struct BlockLoader {
         if (readable) {
             const uint32_t stage = ring_address + offset;
             const uint64_t from = code_offset(page, position);
+            const uint64_t at = static_cast<uint64_t>(static_cast<uint32_t>(page)) * scale_page_stride + slot_of(position) * scale_row_bytes;
             copy_codes(stage + code_target, k + from);
-            if (scale_target != ptx::kNowhere) {
-                const uint64_t at = static_cast<uint64_t>(static_cast<uint32_t>(page)) * scale_page_stride + slot_of(position) * scale_row_bytes;
+            if constexpr (kPacked) {
+                copy_scales(stage + Shape::scales_at, scales + at);
+            } else if (scale_target != ptx::kNowhere) {
                 ptx::cp_async<16>(stage + scale_target, scales + at, 0);
             }
             copy_codes(stage + Shape::values_at + code_target, v + from);
+            if constexpr (kPacked) copy_scales(stage + Shape::values_at + Shape::scales_at, v_scales + at);
         } else if (lane == 0) {
             bad(position, page);
         }
@@ -176,6 +191,11 @@ struct BlockLoader {
 
     __device__ __forceinline__ uint64_t code_offset(int32_t page, uint32_t at) const {
         return static_cast<uint64_t>(static_cast<uint32_t>(page) * code_page_stride + slot_of(at) * kCodePieces) * 16;
+    }
+
+    __device__ __forceinline__ void copy_scales(uint32_t to, const uint8_t* from) const {
+#pragma unroll
+        for (uint32_t i = 0; i < kScaleCopies; ++i) ptx::cp_async<16, ptx::Fetch::k128>(to + lane * 16 + i * 512, from + i * 512, 0);
     }
 
     // A row that lies kRowStep further is swizzled differently by that much.

@@ -227,10 +227,10 @@ struct WholeArithmetic {
         return ptx::shared_address(codes) + token * shape.pitch + (lane / 16 ^ token & Shape::swizzle) * 16;
     }
 
-    // The same of pieces 2 * step and 2 * step + 1. Rows that are swizzled are whole lines.
+    // The same of pieces 2 * step and 2 * step + 1. Rows that are swizzled are whole lines, each swizzled for itself.
     template <class Shape>
     static __device__ __forceinline__ uint32_t next_pieces(uint32_t first, int step) {
-        return Shape::swizzle != 0 ? first ^ 32 * step : first + 32 * step;
+        return Shape::swizzle != 0 ? (first ^ 32 * (step % 4)) + 128 * (step / 4) : first + 32 * step;
     }
 
     // One scale a lane: K of the tile's tokens, then V.

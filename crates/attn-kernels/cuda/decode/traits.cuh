@@ -42,7 +42,7 @@ struct Traits {
     static constexpr bool kLooksFirst = !kRuns;
 
     // Whether tiles may come as blocks of rows that lie side by side.
-    static constexpr bool kBlocks = kRuns && HEAD_DIM % 128 == 0 && (GROUPS == Groups::kWhole || GROUPS == Groups::k16Up);
+    static constexpr bool kBlocks = kRuns && HEAD_DIM % 128 == 0 && GROUPS != Groups::kAny;
 
     // A lane's share of a K row: units of consecutive channels. See k_channel.
     static constexpr int kKUnitBytes = HEAD_DIM == 96 ? 8 : 16;

@@ -98,7 +98,8 @@ struct OnlineState {
                     const float out_top = column_max(fmaxf((s0 - now) + shift[0], (s1 - now) + shift[1]));
                     const float carried = fall + out_exponent[tile][j];
                     if (fall < 0.0f || out_top > out_exponent[tile][j] + kHeadroom) {
-                        out_exponent[tile][j] = rintf(fmaxf(carried, out_top - kBias));
+                        // Values that are all zero leave it where it began, and the difference below a number.
+                        out_exponent[tile][j] = rintf(fmaxf(fmaxf(carried, -FLT_MAX), out_top - kBias));
                     }
                     factor[j] = carried - out_exponent[tile][j];
                 }
