@@ -1,7 +1,8 @@
 // Append: quantizes new K and V and scatters codes and scales to their slots.
 //
-// Grid: x covers (token, kv head) pairs, pairs_per_block(head_dim) a block, 256 threads. A row of head_dim channels is held by
-// row_lanes(head_dim) neighbouring lanes, 8 channels each (lanes past the row idle); each does K, then V, of its pair.
+// Grid: any; blocks of 256 threads stride over the (token, kv head) pairs, 256 / row_lanes(head_dim) at a time. A row of head_dim
+// channels is held by row_lanes(head_dim) neighbouring lanes, 8 channels each (lanes past the row idle); each does K, then V, of
+// its pair, while its next pair is on the way.
 // Nothing of a (token, head, plane) is written unless all of it can be.
 #pragma once
 #include <cfloat>
@@ -29,8 +30,10 @@ struct RawChannels {
     static constexpr uint32_t kUnit = IN == kFloatF32 ? 4 : 2;
     uint4 parts[2];  // the second half is for f32
 
+    __device__ __forceinline__ void clear() { parts[0] = parts[1] = make_uint4(0, 0, 0, 0); }
+
     __device__ __forceinline__ void load(uint64_t address) {
-        parts[0] = parts[1] = make_uint4(0, 0, 0, 0);
+        clear();
         if ((address & 15) == 0) {
             parts[0] = ptx::load_streaming(reinterpret_cast<const void*>(address));
             if (IN == kFloatF32) parts[1] = ptx::load_streaming(reinterpret_cast<const void*>(address + 16));
@@ -149,46 +152,70 @@ __device__ __forceinline__ void append_row(const AppendParams& p, const RawChann
     }
 }
 
+// A (token, kv head), its slot and its rows on their way.
+template <uint32_t IN>
+struct Pair {
+    RawChannels<IN> k, v;
+    int64_t slot;
+    uint32_t token, head;
+    bool exists;
+
+    __device__ __forceinline__ void load(const AppendParams& p, uint64_t pair, uint64_t num_pairs, uint32_t channel) {
+        const uint32_t num_heads = p.cache.num_kv_heads;
+        exists = pair < num_pairs;
+        // A division of 64 bits costs as much as the rest of the addresses, one of 32 a third of it.
+        if ((num_heads & (num_heads - 1)) == 0) {
+            token = static_cast<uint32_t>(pair >> (31 - __clz(num_heads)));
+        } else {
+            token = num_pairs >> 32 == 0 ? static_cast<uint32_t>(pair) / num_heads : static_cast<uint32_t>(pair / num_heads);
+        }
+        head = static_cast<uint32_t>(pair) - token * num_heads;
+        slot = exists ? reinterpret_cast<const int64_t*>(p.slot_mapping)[token] : -1;
+        if (exists && channel < p.cache.head_dim) {
+            const uint32_t in_token = head * p.cache.head_dim + channel;
+            k.load(p.k + (token * p.k_token_stride + in_token) * RawChannels<IN>::kUnit);
+            v.load(p.v + (token * p.v_token_stride + in_token) * RawChannels<IN>::kUnit);
+        } else {
+            k.clear();
+            v.clear();
+        }
+    }
+};
+
 template <uint32_t IN, uint32_t SCALE>
 __device__ __forceinline__ void append_pairs(const AppendParams& p) {
     const uint32_t lanes = row_lanes(p.cache.head_dim);
     const uint32_t lanes_log2 = 31 - __clz(lanes);
-    const uint64_t pair = static_cast<uint64_t>(blockIdx.x) * (kAppendThreads >> lanes_log2) + (threadIdx.x >> lanes_log2);
+    const uint32_t pairs_per_block = kAppendThreads >> lanes_log2;
     const uint32_t lane_in_row = threadIdx.x & (lanes - 1);
     const uint32_t channel = lane_in_row * kLaneChannels;
-    const uint32_t num_heads = p.cache.num_kv_heads;
-    const uint64_t num_pairs = static_cast<uint64_t>(p.num_tokens) * num_heads;
-    const bool exists = pair < num_pairs;
-    // A division of 64 bits costs as much as the rest of the addresses, one of 32 a third of it.
-    uint32_t token = 0;
-    if ((num_heads & (num_heads - 1)) == 0) {
-        token = static_cast<uint32_t>(pair >> (31 - __clz(num_heads)));
-    } else {
-        token = num_pairs >> 32 == 0 ? static_cast<uint32_t>(pair) / num_heads : static_cast<uint32_t>(pair / num_heads);
-    }
-    if (!exists) token = 0;
-    const uint32_t head = exists ? static_cast<uint32_t>(pair) - token * num_heads : 0;
-
-    int64_t slot = exists ? reinterpret_cast<const int64_t*>(p.slot_mapping)[token] : -1;
-    RawChannels<IN> raw_k{}, raw_v{};
-    if (exists && channel < p.cache.head_dim) {
-        const uint32_t in_token = head * p.cache.head_dim + channel;
-        raw_k.load(p.k + (token * p.k_token_stride + in_token) * RawChannels<IN>::kUnit);
-        raw_v.load(p.v + (token * p.v_token_stride + in_token) * RawChannels<IN>::kUnit);
-    }
-    if (mutant(25) && slot == -1) slot = 0;
+    const uint64_t num_pairs = static_cast<uint64_t>(p.num_tokens) * p.cache.num_kv_heads;
     const int64_t num_slots = static_cast<int64_t>(p.cache.num_pages) * p.cache.page_len;
-    const bool in_range = slot >= 0 && slot < num_slots;
-    if (exists && slot != -1 && !in_range && lane_in_row == 0) {
-        report_error(p.error, kErrorSlotOutOfRange, token, head, 0, slot, 0);
-    }
     const uint32_t shift = page_shift(p.cache);
-    const bool writable = exists && in_range;
-    const uint32_t page = writable ? static_cast<uint32_t>(slot >> shift) : 0;
-    const uint32_t in_page = writable ? static_cast<uint32_t>(slot) & ((1u << shift) - 1) : 0;
-    const RowPlaces places(p.cache, page, in_page, head);
-    append_row<IN, SCALE>(p, raw_k, writable, 0, places.k_codes, places.k_scales, token, head, lane_in_row, lanes);
-    append_row<IN, SCALE>(p, raw_v, writable, 1, places.v_codes, places.v_scales, token, head, lane_in_row, lanes);
+
+    uint64_t first = static_cast<uint64_t>(blockIdx.x) * pairs_per_block;  // of the block
+    const auto load = [&](Pair<IN>& pair) { pair.load(p, first + (threadIdx.x >> lanes_log2), num_pairs, channel); };
+    constexpr bool kAhead = IN != kFloatF32;  // rows of f32 are as many bytes on their way at once, and as many registers
+    Pair<IN> pair, next;
+    if (kAhead) load(pair);
+#pragma unroll 1
+    while (first < num_pairs) {
+        if (!kAhead) load(pair);
+        first += static_cast<uint64_t>(gridDim.x) * pairs_per_block;
+        if (kAhead) load(next);
+        if (mutant(25) && pair.exists && pair.slot == -1) pair.slot = 0;
+        const bool in_range = pair.slot >= 0 && pair.slot < num_slots;
+        if (pair.exists && pair.slot != -1 && !in_range && lane_in_row == 0) {
+            report_error(p.error, kErrorSlotOutOfRange, pair.token, pair.head, 0, pair.slot, 0);
+        }
+        const bool writable = pair.exists && in_range;
+        const uint32_t page = writable ? static_cast<uint32_t>(pair.slot >> shift) : 0;
+        const uint32_t in_page = writable ? static_cast<uint32_t>(pair.slot) & ((1u << shift) - 1) : 0;
+        const RowPlaces places(p.cache, page, in_page, pair.head);
+        append_row<IN, SCALE>(p, pair.k, writable, 0, places.k_codes, places.k_scales, pair.token, pair.head, lane_in_row, lanes);
+        append_row<IN, SCALE>(p, pair.v, writable, 1, places.v_codes, places.v_scales, pair.token, pair.head, lane_in_row, lanes);
+        if (kAhead) pair = next;
+    }
 }
 
 template <uint32_t IN>
