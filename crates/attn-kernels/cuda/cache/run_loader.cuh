@@ -14,6 +14,7 @@ namespace kv8 {
 
 template <class T>
 struct RunLoader {
+    static constexpr bool kInStep = false;
     static constexpr bool kPacked = T::kGroups == Groups::k8;
 
     // Where the rows of a tile lie in a stage: as in memory, V behind K.

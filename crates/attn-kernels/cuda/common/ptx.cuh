@@ -97,6 +97,9 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
     }
 }
 
+// Meets the other threads of barrier `idx` (1 to 15), `threads` in all.
+__device__ __forceinline__ void meet(uint32_t idx, uint32_t threads) { asm volatile("bar.sync %0, %1;" ::"r"(idx), "r"(threads) : "memory"); }
+
 // d[16 x 8] += a[16 x 16] * b[16 x 8], f16 operands, f32 accumulator.
 __device__ __forceinline__ void mma_16x8x16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                             uint32_t b1) {

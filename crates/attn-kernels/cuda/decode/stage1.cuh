@@ -10,7 +10,7 @@
 // May be launched as a programmatic dependent of the kernel before it.
 // An item without a partial writes out and lse; the others write (o, m, l) for stage 2.
 //
-// A step: wait for a tile, score its K, weigh, accumulate its V, refill its stage. Tiles come as runs of records by bulk copy
+// A step: wait for a tile, score its K, weigh, accumulate its V, refill its stage (in step with other heads: the stage before). Tiles come as runs of records by bulk copy
 // where the cache and the item allow, else row by row.
 #pragma once
 #include <type_traits>
@@ -226,6 +226,11 @@ struct Stage1 {
                 uint8_t* stage = share.ring + offset;
                 loader.wait(slot);
                 __syncwarp();
+                if (Loader::kInStep && tile != 0) {
+                    const uint32_t before = slot == 0 ? T::kNumStages - 1 : slot - 1;
+                    if (tile - 1 + T::kNumStages < num_tiles) loader.fill(before, before * T::kStageBytes, report);
+                    loader.commit();
+                }
                 const bool is_partial = loader.is_partial(slot, tile_token);
                 const uint32_t misaligned = loader.misaligned_rows_of(offset);
                 uint32_t live = 0xffffu;
@@ -246,13 +251,17 @@ struct Stage1 {
                 arith.accumulate(shape, stage, scores);
                 __syncwarp();  // the stage is read
                 loader.done(slot);
-                if (tile + T::kNumStages < num_tiles) loader.fill(slot, offset, report);
-                loader.commit();
+                if (!Loader::kInStep) {
+                    if (tile + T::kNumStages < num_tiles) loader.fill(slot, offset, report);
+                    loader.commit();
+                }
                 tile_token += share.tile_stride;
                 offset += T::kStageBytes;
                 if (++slot == T::kNumStages) slot = offset = 0;
             }
-            if (T::kLooksFirst || !arith.was_careless()) break;
+            if (T::kLooksFirst) break;
+            const bool again = arith.was_careless();
+            if (!(Loader::kInStep ? __syncthreads_or(again) : again)) break;
             // A scale left f16's range, which is rare: all of it once more, with the scales looked at first.
             arith.careful = true;
             ptx::fence_before_bulk_copies();
@@ -311,6 +320,9 @@ struct Stage1 {
                     BlockLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring);
                     do_share(share, loader, arith, state);
                 }
+            } else if (RowLoader<T, true>::serves()) {
+                RowLoader<T, true> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring);
+                do_share(share, loader, arith, state);
             } else {
                 RowLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring);
                 do_share(share, loader, arith, state);
