@@ -100,6 +100,13 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 // Meets the other threads of barrier `idx` (1 to 15), `threads` in all.
 __device__ __forceinline__ void meet(uint32_t idx, uint32_t threads) { asm volatile("bar.sync %0, %1;" ::"r"(idx), "r"(threads) : "memory"); }
 
+// blockIdx.x, read anew at every call.
+__device__ __forceinline__ uint32_t block_x() {
+    uint32_t x;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
+    return x;
+}
+
 // Clusters (sm_90): CTAs that run at once and reach each other's shared memory. Without one, a CTA is a cluster of its own.
 __device__ __forceinline__ uint32_t cluster_rank() {
     uint32_t rank = 0;

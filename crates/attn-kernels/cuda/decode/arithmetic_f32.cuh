@@ -36,7 +36,7 @@ struct F32Arithmetic {
         for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
-                const uint32_t query_row = min(rows.first + 8 * tile + 2 * column + j, rows.total - 1);
+                const uint32_t query_row = min(rows.first() + 8 * tile + 2 * column + j, rows.total() - 1);
                 query[tile][j] = rows.element(p, request_idx, query_row);
             }
         }
@@ -52,7 +52,7 @@ struct F32Arithmetic {
         }
     }
 
-    __device__ __forceinline__ void begin_item() {}
+    __device__ __forceinline__ void begin_item(bool) {}
     __device__ __forceinline__ bool was_careless() const { return false; }
 
     template <class Shape>

@@ -68,7 +68,8 @@ struct MmaArithmetic {
     uint32_t lane, row, column;    // row = lane / 4, column = lane % 4
     bool careful;                  // look for scales that leave f16's range; else only remember whether there were any
     uint32_t wide_scales;          // top bits set: there were
-    uint32_t k_shift, v_shift, k_groups, v_groups, scale_type;
+    const DecodeParams& params;
+    uint32_t k_shift, v_shift;
     uint8_t* normal;               // this warp's scratch for normalized scales
     int* exponents;
     ScaleSource values;            // V scales of the tile at hand
@@ -80,19 +81,19 @@ struct MmaArithmetic {
           column(lane_idx % 4),
           careful(false),
           wide_scales(0),
+          params(p),
           k_shift(group_shift(T::kHeadDim, p.cache.k_group_len)),
           v_shift(group_shift(T::kHeadDim, p.cache.v_group_len)),
-          k_groups(num_groups(T::kHeadDim, p.cache.k_group_len)),
-          v_groups(num_groups(T::kHeadDim, p.cache.v_group_len)),
-          scale_type(known_scale_type(p.cache.scale_type)),
           normal(warp_shared + T::kNormalAt),
           exponents(reinterpret_cast<int*>(warp_shared + T::kExponentsAt)) {}
 
-    static __device__ __forceinline__ uint32_t known_scale_type(uint32_t type) {
+    __device__ __forceinline__ uint32_t k_groups() const { return num_groups(T::kHeadDim, params.cache.k_group_len); }
+    __device__ __forceinline__ uint32_t v_groups() const { return num_groups(T::kHeadDim, params.cache.v_group_len); }
+    __device__ __forceinline__ uint32_t scale_type() const {
         if constexpr (T::kScales == Scales::kF16) return kScaleF16;
         if constexpr (T::kScales == Scales::kBf16) return kScaleBf16;
         if constexpr (T::kScales == Scales::kF32) return kScaleF32;
-        return type;
+        return params.cache.scale_type;
     }
 
     // The query rows as they lie in memory. Read before the ring is filled: later they would wait behind its copies.
@@ -105,8 +106,8 @@ struct MmaArithmetic {
         const uint32_t unit_bytes = float_bytes(p.q_type);
 #pragma unroll
         for (int tile = 0; tile < kRowTiles; ++tile) {
-            const uint32_t query_row = rows.first + 8 * tile + row;
-            const bool inside = query_row < rows.total;
+            const uint32_t query_row = rows.first() + 8 * tile + row;
+            const bool inside = query_row < rows.total();
             const uint8_t* q = reinterpret_cast<const uint8_t*>(p.q) +
                                rows.element(p, request_idx, inside ? query_row : 0) * unit_bytes;
 #pragma unroll
@@ -184,8 +185,8 @@ struct MmaArithmetic {
         }
     }
 
-    __device__ __forceinline__ void begin_item() {
-        careful = false;
+    __device__ __forceinline__ void begin_item(bool carefully) {
+        careful = carefully;
         wide_scales = 0;
     }
 
@@ -203,7 +204,7 @@ struct MmaArithmetic {
         uint32_t pairs[T::kKUnits][2];
         bool normalized = T::kAlwaysNormalize;
         if constexpr (T::kAlwaysNormalize) {
-            source = normalize(scales, shape.scale_pitch, source.misaligned, k_groups, k_shift);
+            source = normalize(scales, shape.scale_pitch, source.misaligned, k_groups(), k_shift);
         }
         load_pairs(source, pairs);
         if constexpr (!T::kAlwaysNormalize) {
@@ -219,7 +220,7 @@ struct MmaArithmetic {
                 for (int unit = 0; unit < T::kKUnits; ++unit) wide |= holds_wide_scale(pairs[unit][0]) || holds_wide_scale(pairs[unit][1]);
                 normalized = __any_sync(kFullWarp, wide);
                 if (normalized) {
-                    load_pairs(normalize(source.rows, source.pitch, source.misaligned, k_groups, k_shift), pairs);
+                    load_pairs(normalize(source.rows, source.pitch, source.misaligned, k_groups(), k_shift), pairs);
                 }
             }
         }
@@ -308,14 +309,14 @@ struct MmaArithmetic {
                 }
             } else {
                 own += (values.misaligned >> (lane & 15) & 1) * 2;
-                for (uint32_t i = lane / 16; i < v_groups; i += 2) {
+                for (uint32_t i = lane / 16; i < v_groups(); i += 2) {
                     wide |= holds_wide_scale(reinterpret_cast<const uint16_t*>(own)[i]);
                 }
             }
             normalized = __any_sync(kFullWarp, wide);
         }
         if (T::kAlwaysNormalize || normalized) {
-            values = normalize(values.rows, values.pitch, values.misaligned, v_groups, v_shift);
+            values = normalize(values.rows, values.pitch, values.misaligned, v_groups(), v_shift);
             token_exponents[0] = static_cast<float>(exponents[row]);
             token_exponents[1] = static_cast<float>(exponents[row + 8]);
         }
@@ -352,7 +353,7 @@ struct MmaArithmetic {
     __device__ __forceinline__ ScaleSource normalize(const uint8_t* raw, int raw_pitch, uint32_t misaligned, uint32_t groups,
                                                      uint32_t shift) {
         __syncwarp();  // what was normalized before is read
-        normalize_scales<kPackedGroups>(raw, raw_pitch, misaligned, groups, scale_type, normal, T::kNormalPitch, exponents, lane);
+        normalize_scales<kPackedGroups>(raw, raw_pitch, misaligned, groups, scale_type(), normal, T::kNormalPitch, exponents, lane);
         return ScaleSource{normal, T::kNormalPitch, 0u, shift};
     }
 

@@ -50,8 +50,8 @@ struct WholeArithmetic {
                                                 RawQuery& raw) const {
 #pragma unroll
         for (int tile = 0; tile < kRowTiles; ++tile) {
-            const uint32_t query_row = rows.first + 8 * tile + row;
-            const bool inside = query_row < rows.total;
+            const uint32_t query_row = rows.first() + 8 * tile + row;
+            const bool inside = query_row < rows.total();
             const uint64_t first = rows.element(p, request_idx, inside ? query_row : 0) + 4 * column;
 #pragma unroll
             for (int part = 0; part < T::kHeadDim / 16; ++part) {
@@ -133,7 +133,7 @@ struct WholeArithmetic {
         }
     }
 
-    __device__ __forceinline__ void begin_item() {}
+    __device__ __forceinline__ void begin_item(bool) {}
     __device__ __forceinline__ bool was_careless() const { return false; }
 
     // Scores of the tile's tokens (rows `row` and `row` + 8), base 2, before caps and masks.

@@ -38,8 +38,9 @@ struct Traits {
 
     // Whether tiles may come as runs: larger variants have no registers for both ways.
     static constexpr bool kRuns = ROW_TILES == 1 || (ROW_TILES == 2 && HEAD_DIM == 128);
-    // Whether a wide scale is looked for before each tile, not after an item that is then done again.
-    static constexpr bool kLooksFirst = !kRuns;
+    // Whether a wide scale is looked for before each tile, not after an item that is then done again: also where there is no register
+    // left for the difference.
+    static constexpr bool kLooksFirst = !kRuns || (HEAD_DIM < 128 && GROUPS == Groups::k16Up);
 
     // Whether tiles may come as blocks of rows that lie side by side.
     static constexpr bool kBlocks = kRuns && HEAD_DIM % 128 == 0 && GROUPS != Groups::kAny;

@@ -254,7 +254,7 @@ class Decode:
         self.params = cache.pack(ptr(table), ptr(starts), row_stride) + struct.pack(
             "<12Q", ptr(q), ptr(self.out), ptr(self.lse) if lse else 0, ptr(self.lens), ptr(self.items), ptr(self.worker_starts),
             ptr(self.request_partials), ptr(self.partial_o), ptr(self.partial_ml), ptr(alibi), ptr(sinks), ptr(self.error),
-        ) + struct.pack("<7I2f3I", self.batch, self.q_len, self.q_heads, self.num_workers, q_type, FLOATS[out_type][0], window,
+        ) + struct.pack("<7I2f3I", self.batch, self.q_len, self.q_heads, self.q_heads // self.cache.heads, q_type, FLOATS[out_type][0], window,
                         scale, soft_cap, count, int(ready), shares)
         rows = self.q_heads // cache.heads * self.q_len
         self.symbol = force or pick(kernels, cache, rows)

@@ -221,7 +221,7 @@ impl Decoder {
     /// Grid of stage 1; the index is taken apart in `cuda/decode/stage1.cuh`.
     fn stage1_shape(&self, params: &DecodeParams, args: &DecodeArgs<'_>) -> LaunchShape {
         let PlanArgs { heads_per_block, num_shares, .. } = args.plan;
-        let workers = if num_shares > 0 { args.batch.saturating_mul(num_shares) } else { params.num_workers };
+        let workers = if num_shares > 0 { args.batch.saturating_mul(num_shares) } else { args.plan.num_workers };
         let inbox = inbox_bytes(self.instance, args.spec, num_shares, heads_per_block);
         LaunchShape {
             grid: [workers.saturating_mul(params.cache.num_kv_heads / heads_per_block), self.row_blocks, 1],
@@ -315,7 +315,7 @@ impl Decoder {
             batch: args.batch,
             q_len: spec.q_len,
             num_q_heads: spec.num_q_heads,
-            num_workers: plan.num_workers,
+            gqa_group: spec.num_q_heads / spec.num_kv_heads,
             q_type: spec.q_type as u32,
             out_type: spec.out_type as u32,
             // The kernels count positions in i32: a window beyond that hides nothing.
