@@ -162,7 +162,8 @@ impl CostModel {
             let deepest = 1.0 + used * f64::from(run.longest) / tokens.max(1.0);
             self.merge_us + self.merge_partial_us * deepest
         };
-        self.launch_us + stream + items * self.item_us + merge
+        let together = if choice.heads_per_block > 1 { TOGETHER_US } else { 0.0 };
+        self.launch_us + stream + items * self.item_us + merge + together
     }
 
     fn is_uniform(&self, run: &RunKey) -> bool {
@@ -177,6 +178,9 @@ fn joined(a: f64, b: f64) -> f64 {
 
 /// What starting and merging an item costs, in tiles: measured best on ragged batches, and no worse on uniform ones.
 pub(crate) const ITEM_OVERHEAD: u32 = 4;
+
+/// What several heads a block cost beside, microseconds: fewer warps share a head's tokens, and four heads go in step.
+const TOGETHER_US: f64 = 2.0;
 
 /// Shares of a full device that are worth trying, in eighths.
 const FILLS: [u32; 8] = [8, 6, 4, 3, 2, 1, 5, 16];
@@ -210,7 +214,8 @@ impl Candidates {
             && key.layout.is_scattered()
             && shape.max_heads_per_block >= 4
             && num_kv_heads.is_multiple_of(4);
-        let heads_per_block: &[u32] = if together { &HEADS_PER_BLOCK[..2] } else { &HEADS_PER_BLOCK[..1] };
+        // Two heads a block are never far better than both: `Self::all` tries them.
+        let heads_per_block: &[u32] = if together { &[1, 4] } else { &[1] };
         Self {
             full: (num_sms * shape.blocks_per_sm).max(1),
             heads_per_block,
