@@ -1,15 +1,23 @@
 //! How long a step takes, from a few constants: what decides where nothing was measured.
 //!
 //! ```text
-//! time   = launch + stream + items + merge
+//! time   = launch + crowd + stream + items + merge
 //! stream = bytes / (read bandwidth, joined with blocks x what one block can stream) x imbalance
 //! items  = requests of a worker x cost of an item
 //! merge  = nothing where no request is cut; else a fixed cost, and one for each partial of a request
+//! crowd  = blocks beyond one a multiprocessor, which find no room while the step before still runs
 //! ```
 //!
-//! Two bandwidths are joined as 1 / hypot(1/a, 1/b): near their crossing neither is reached.
+//! A request in shares has no items and no merge of its own:
+//!
+//! ```text
+//! time   = shares + crowd + stream + further waves
+//! stream = (bytes / read bandwidth / overlap + bytes / what its blocks can stream together) x imbalance
+//! ```
+//!
+//! Otherwise two bandwidths are joined as 1 / hypot(1/a, 1/b): near their crossing neither is reached.
 
-use crate::choice::{Choice, HEADS_PER_BLOCK, TILE_LEN};
+use crate::choice::{Choice, TILE_LEN};
 use crate::{PolicyClass, RunKey, StaticKey};
 use kv_quant::CacheFormat;
 
@@ -41,9 +49,16 @@ pub struct Shape {
     pub row_blocks: u32,
     /// Bytes of one token's K and V, codes and scales, of one kv head.
     pub row_bytes: u32,
+    /// The most shares of a request that a launch can have: blocks of a cluster; 0 where the kernel has none.
+    pub most_shares: u32,
 }
 
 impl Shape {
+    /// The same kernel with clusters of so many blocks.
+    pub fn with_shares(self, most_shares: u32) -> Self {
+        Self { most_shares, ..self }
+    }
+
     /// The shape for a format and a key.
     pub fn new(
         format: &CacheFormat,
@@ -59,9 +74,13 @@ impl Shape {
             max_heads_per_block: max_heads_per_block.max(1),
             row_blocks: num_rows.div_ceil(rows.max(1)).max(1),
             row_bytes: u32::try_from(row_bytes).unwrap_or(u32::MAX),
+            most_shares: 0,
         }
     }
 }
+
+/// Share of a full device that clusters fill before some must wait.
+pub(crate) const CLUSTER_ROOM: f64 = 0.85;
 
 /// The constants. [`Self::default`] was fitted to measurements; `docs/tuning.md` says to which and how well.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -84,20 +103,38 @@ pub struct CostModel {
     pub merge_us: f64,
     /// Stage 2: each further partial of a request.
     pub merge_partial_us: f64,
+    /// For each block of a multiprocessor beyond its first.
+    pub crowd_us: f64,
+    /// As `launch_us` with what every item costs, for a request in shares: their merge is in it.
+    pub shares_us: f64,
+    /// As `block_gb_per_s`, where what a block does beside waiting for its bytes is not hidden.
+    pub shares_gb_per_s: f64,
+    /// How much of the bytes' time passes while blocks do something else.
+    pub shares_overlap: f64,
+    /// Each further wave of blocks.
+    pub shares_wave_us: f64,
 }
+
+/// What several heads a block cost beside, microseconds: fewer warps share a head's tokens, and four heads go in step.
+const TOGETHER_US: f64 = 2.0;
 
 impl Default for CostModel {
     fn default() -> Self {
         Self {
-            launch_us: 2.96,
-            item_us: 3.04,
-            block_gb_per_s: 20.2,
+            launch_us: 2.67,
+            item_us: 6.51,
+            block_gb_per_s: 21.4,
             paged: 1.0,
             scattered: 0.839,
             scattered_together: 0.912,
-            scattered_alone: 0.773,
-            merge_us: 1.96,
-            merge_partial_us: 0.025,
+            scattered_alone: 0.754,
+            merge_us: 1.78,
+            merge_partial_us: 0.02,
+            crowd_us: 2.2,
+            shares_us: 4.99,
+            shares_gb_per_s: 27.3,
+            shares_overlap: 1.6,
+            shares_wave_us: 0.91,
         }
     }
 }
@@ -124,6 +161,9 @@ impl CostModel {
         run: &RunKey,
         choice: &Choice,
     ) -> f64 {
+        if choice.num_shares > 0 && key.policy == PolicyClass::Throughput {
+            return self.predict_shares(num_sms, read_gb_per_s, key, shape, run, choice);
+        }
         let heads_per_block = f64::from(choice.heads_per_block);
         let heads = f64::from(run.num_kv_heads.max(1));
         let (batch, tokens) = (f64::from(run.batch), run.kv_tokens as f64);
@@ -143,13 +183,7 @@ impl CostModel {
         let waves = (used * blocks_per_worker / resident).max(1.0);
         let blocks = (used * blocks_per_worker).min(resident);
 
-        let reach = match (key.layout.is_scattered(), choice.heads_per_block) {
-            (false, _) => self.paged,
-            (true, _) if run.num_kv_heads <= 1 => self.scattered_alone,
-            (true, 1) => self.scattered,
-            (true, _) => self.scattered_together,
-        };
-        let bandwidth = joined(read_gb_per_s * reach, blocks * self.block_gb_per_s);
+        let bandwidth = joined(read_gb_per_s * self.reach(key, run, choice), blocks * self.block_gb_per_s);
         let bytes = tokens * heads * f64::from(shape.row_bytes);
         let imbalance = (load * used / work).max(1.0);
         let stream = bytes / bandwidth / 1e3 * imbalance;
@@ -163,7 +197,49 @@ impl CostModel {
             self.merge_us + self.merge_partial_us * deepest
         };
         let together = if choice.heads_per_block > 1 { TOGETHER_US } else { 0.0 };
-        self.launch_us + stream + items * self.item_us + merge + together
+        self.launch_us + self.crowd(num_sms, blocks) + stream + items * self.item_us + merge + together
+    }
+
+    fn predict_shares(
+        &self,
+        num_sms: u32,
+        read_gb_per_s: f64,
+        key: &StaticKey,
+        shape: &Shape,
+        run: &RunKey,
+        choice: &Choice,
+    ) -> f64 {
+        let shares = f64::from(choice.num_shares);
+        let (batch, tokens) = (f64::from(run.batch), (run.kv_tokens as f64).max(1.0));
+        let heads = f64::from(run.num_kv_heads.max(1));
+        let all = batch * shares * heads / f64::from(choice.heads_per_block) * f64::from(shape.row_blocks);
+        let room = f64::from(num_sms * shape.blocks_per_sm);
+        // Whole clusters leave gaps.
+        let room = if choice.num_shares > 1 { room * CLUSTER_ROOM } else { room };
+        let (waves, blocks) = ((all / room).max(1.0), all.min(room));
+        // The longest share ends last, and its last tile counts whole; of a few waves the last counts whole too.
+        let share_len = run.longest.div_ceil(TILE_LEN).div_ceil(choice.num_shares).max(1) * TILE_LEN;
+        let uneven = (f64::from(share_len) * shares * batch / tokens).max(1.0);
+        let uneven = if waves < 4.0 { uneven * waves.ceil() / waves } else { uneven };
+        let bytes = tokens * heads * f64::from(shape.row_bytes);
+        let read = read_gb_per_s * self.reach(key, run, choice) * self.shares_overlap;
+        let stream = bytes * (1.0 / read + 1.0 / (blocks * self.shares_gb_per_s)) / 1e3 * uneven;
+        self.shares_us + self.crowd(num_sms, blocks) + stream + self.shares_wave_us * (waves - 1.0)
+    }
+
+    /// Share of the read bandwidth that rows of this layout reach.
+    fn reach(&self, key: &StaticKey, run: &RunKey, choice: &Choice) -> f64 {
+        match (key.layout.is_scattered(), choice.heads_per_block) {
+            (false, _) => self.paged,
+            (true, _) if run.num_kv_heads <= 1 => self.scattered_alone,
+            (true, 1) => self.scattered,
+            (true, _) => self.scattered_together,
+        }
+    }
+
+    /// A device that is full of the step before has no room to make this one ready beside it.
+    fn crowd(&self, num_sms: u32, blocks: f64) -> f64 {
+        self.crowd_us * (blocks / f64::from(num_sms.max(1)) - 1.0).clamp(0.0, 2.0)
     }
 
     fn is_uniform(&self, run: &RunKey) -> bool {
@@ -174,71 +250,4 @@ impl CostModel {
 /// `1 / hypot(1 / a, 1 / b)`, without its care for overflow.
 fn joined(a: f64, b: f64) -> f64 {
     a * b / (a * a + b * b).sqrt()
-}
-
-/// What starting and merging an item costs, in tiles: measured best on ragged batches, and no worse on uniform ones.
-pub(crate) const ITEM_OVERHEAD: u32 = 4;
-
-/// What several heads a block cost beside, microseconds: fewer warps share a head's tokens, and four heads go in step.
-const TOGETHER_US: f64 = 2.0;
-
-/// Shares of a full device that are worth trying, in eighths.
-const FILLS: [u32; 8] = [8, 6, 4, 3, 2, 1, 5, 16];
-/// Of them, those that are told apart step by step.
-const NUM_FEW: usize = 6;
-
-/// The choices that a search looks at, the full device first.
-#[derive(Clone, Debug)]
-pub struct Candidates {
-    full: u32,
-    heads_per_block: &'static [u32],
-    min_split_tiles: &'static [u32],
-    fills: &'static [u32],
-    next: usize,
-}
-
-impl Candidates {
-    /// All of them: what `cargo xtask tune` measures from.
-    pub fn all(num_sms: u32, key: &StaticKey, shape: &Shape, num_kv_heads: u32) -> Self {
-        let few = Self::few(num_sms, key, shape, num_kv_heads);
-        let heads_per_block =
-            if few.heads_per_block.len() > 1 { &HEADS_PER_BLOCK } else { few.heads_per_block };
-        Self { min_split_tiles: &[1, 2, 4, 8], heads_per_block, fills: &FILLS, ..few }
-    }
-
-    /// Those that the model tells apart: what is decided from, step by step.
-    pub fn few(num_sms: u32, key: &StaticKey, shape: &Shape, num_kv_heads: u32) -> Self {
-        // The shape of a block changes bits, and neighbours change what is chosen: batch invariance wants one shape. Only
-        // where rows are scattered do neighbouring heads share lines.
-        let together = key.policy == PolicyClass::Throughput
-            && key.layout.is_scattered()
-            && shape.max_heads_per_block >= 4
-            && num_kv_heads.is_multiple_of(4);
-        // Two heads a block are never far better than both: `Self::all` tries them.
-        let heads_per_block: &[u32] = if together { &[1, 4] } else { &[1] };
-        Self {
-            full: (num_sms * shape.blocks_per_sm).max(1),
-            heads_per_block,
-            min_split_tiles: &[4, 1],
-            fills: FILLS.get(..NUM_FEW).unwrap_or(&FILLS),
-            next: 0,
-        }
-    }
-}
-
-impl Iterator for Candidates {
-    type Item = Choice;
-
-    fn next(&mut self) -> Option<Choice> {
-        let index = self.next;
-        self.next += 1;
-        let (heads, mins) = (self.heads_per_block.len(), self.min_split_tiles.len());
-        let fill = *self.fills.get(index / (heads * mins))?;
-        Some(Choice {
-            num_blocks: (self.full * fill / 8).clamp(1, 1 << 16),
-            heads_per_block: *self.heads_per_block.get(index / mins % heads)?,
-            min_split_tiles: *self.min_split_tiles.get(index % mins)?,
-            item_overhead: ITEM_OVERHEAD,
-        })
-    }
 }

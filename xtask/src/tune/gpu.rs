@@ -176,7 +176,7 @@ fn tune<'a>(
     let key = *step.chooser()?.key();
     let first = model.chooser(key, shape).choose(run).choice;
     let machine = bench.tuner.machine();
-    let mut candidates: Vec<(f64, Choice)> = Candidates::all(machine.num_sms, &key, &shape, run.num_kv_heads)
+    let mut candidates: Vec<(f64, Choice)> = Candidates::all(machine.num_sms, &key, &shape, run)
         .filter(|choice| *choice != first)
         .map(|choice| (model.model().predict(machine, &key, &shape, run, &choice), choice))
         .collect();

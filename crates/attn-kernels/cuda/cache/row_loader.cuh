@@ -51,7 +51,9 @@ struct RowLoader {
     static constexpr uint32_t kScalePieces = kPacked ? T::kRawRowBytes / kScalePiece : 1;
     static constexpr bool kLaneCodePiece = 32 % kCodePieces == 0;    // a lane copies the same piece of every row it copies
     static constexpr bool kLaneScalePiece = kPacked && 32 % kScalePieces == 0;
-    static constexpr bool kCanTogether = T::kRuns && T::kWholeLines && kCodePieces == 8 && kScalePieces == 2 && T::kNumStages > 1;
+    // Other variants have no registers for it.
+    static constexpr bool kCanTogether = T::kRowTiles == 1 && !T::kAlwaysNormalize && T::kWholeLines && kCodePieces == 8 &&
+                                         kScalePieces == 2 && T::kNumStages > 1;
 
     // Where the rows of a tile lie in a stage.
     struct Shape {

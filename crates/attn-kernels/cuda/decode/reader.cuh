@@ -3,6 +3,7 @@
 // Grid and block as stage 1 with one block of query rows. `out` is never written unless num_workers is 2^32 - 1 (it is not:
 // the store only keeps the copies from being optimized away).
 #pragma once
+#include "../cache/block_loader.cuh"
 #include "../cache/row_loader.cuh"
 #include "../cache/run_loader.cuh"
 #include "../params/decode.h"
@@ -81,6 +82,11 @@ __device__ __forceinline__ void read_items(const DecodeParams& p, uint8_t* share
         const bool wait = early && item_idx == first_item;
         if (has_runs && first_token % kTileTokens == 0) {
             folded ^= read_share<T>(run_loader, pages, first_token, item.token_end, num_tiles, wait);
+        } else if (T::kBlocks && first_token % kTileTokens == 0 && BlockLoader<T>::serves(p.cache)) {
+            if constexpr (T::kBlocks) {
+                BlockLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring);
+                folded ^= read_share<T>(loader, pages, first_token, item.token_end, num_tiles, wait);
+            }
         } else if (RowLoader<T, true>::serves()) {
             __syncthreads();  // the rings are read
             RowLoader<T, true> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring);

@@ -25,6 +25,7 @@ pub struct DevicePlan {
     partial_ml: DeviceBuffer,
     pub plan: SplitPlan,
     pub heads_per_block: u32,
+    pub num_shares: u32,
 }
 
 /// Everything that the launches of one case share.
@@ -114,6 +115,7 @@ impl<'a> Step<'a> {
             partial_ml: device.alloc(workspace.ml_elements * 4)?,
             plan,
             heads_per_block: decoder.heads_per_block(split.heads_per_block, spec.num_kv_heads),
+            num_shares: decoder.num_shares(split),
         })
     }
 
@@ -181,7 +183,8 @@ impl<'a> Step<'a> {
         let chooser = cuda_chooser(&bench.tuner, &case.layout_of(1)?, &spec, case.policy, &reader);
         let num_sms = bench.device.facts().num_sms;
         let mut best: Option<(f64, DevicePlan)> = None;
-        for choice in Candidates::few(num_sms, chooser.key(), chooser.shape(), spec.num_kv_heads) {
+        let run = RunKey::of_step(&spec, &case.kv_lens);
+        for choice in Candidates::few(num_sms, chooser.key(), chooser.shape(), &run) {
             let plan = self.plan_for(&reader, &spec, &choice.split(case.policy, spec.num_kv_heads, 1))?;
             let us = super::quantiles(&mut self.time_reads(&reader, &spec, &plan, 3)?).0;
             if best.as_ref().is_none_or(|(least, _)| us < *least) {
@@ -225,8 +228,9 @@ impl<'a> Step<'a> {
                 items: plan.items.view(),
                 worker_starts: plan.worker_starts.view(),
                 request_partials: plan.request_partials.view(),
-                num_workers: plan.plan.config().map_or(0, |config| config.num_workers),
+                num_workers: plan.plan.worker_starts().len().saturating_sub(1) as u32,
                 heads_per_block: plan.heads_per_block,
+                num_shares: plan.num_shares,
                 has_partials: plan.plan.num_partials() > 0
                     && decoder.instance().key.kind == KernelKind::Stage1,
             },

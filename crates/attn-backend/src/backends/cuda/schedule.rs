@@ -58,5 +58,5 @@ pub fn cuda_chooser(
     let instance = decoder.instance();
     let shape =
         Shape::new(layout.format(), &key, decoder.blocks_per_sm(), instance.max_heads, instance.key.rows());
-    tuner.chooser(key, shape)
+    tuner.chooser(key, shape.with_shares(decoder.most_shares()))
 }
