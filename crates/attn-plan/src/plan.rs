@@ -182,6 +182,13 @@ impl SplitPlan {
         &self.worker_starts
     }
 
+    /// Workers up to the last that has items, at least one; work is dealt from the first worker on. A device need not start the others: their
+    /// blocks would take room for a moment, and those of the others would spread unevenly.
+    pub fn num_busy_workers(&self) -> u32 {
+        let end = self.items.len() as u32;
+        self.worker_starts.partition_point(|start| *start < end).max(1) as u32
+    }
+
     /// `[batch + 1]`: request `r`'s partials are `request_partials[r]..request_partials[r + 1]`, in token order.
     pub fn request_partials(&self) -> &[u32] {
         &self.request_partials

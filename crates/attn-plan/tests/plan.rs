@@ -37,6 +37,18 @@ fn specs() -> impl Strategy<Value = DecodeSpec> {
 }
 
 proptest! {
+    /// The last busy worker has items, those after it have none.
+    #[test]
+    fn workers_after_the_busy_ones_have_no_items(spec in specs(), lens in lens(), config in configs()) {
+        let plan = SplitPlan::new(&spec, &lens, &config).unwrap();
+        let busy = plan.num_busy_workers() as usize;
+        prop_assert!(busy >= 1 && busy <= config.num_workers as usize);
+        prop_assert_eq!(plan.worker_items(busy - 1).is_empty(), plan.items().is_empty());
+        for worker in busy..config.num_workers as usize {
+            prop_assert!(plan.worker_items(worker).is_empty(), "worker {} of {}", worker, busy);
+        }
+    }
+
     /// A request's shares cover it, differ by a tile at most, and are the same whatever stands beside it.
     #[test]
     fn shares_are_equal_and_their_own(spec in specs(), lens in lens(), num_shares in 1u32..=MAX_SHARES) {

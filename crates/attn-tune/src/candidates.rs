@@ -23,6 +23,7 @@ pub struct Candidates {
     next: usize,
     /// Bit `n - 1`: requests in `n` shares.
     shares: u32,
+    share_heads_per_block: &'static [u32],
     share_heads: usize,
 }
 
@@ -36,7 +37,15 @@ impl Candidates {
         let shares = if key.policy == PolicyClass::Throughput { (1 << most) - 1 } else { 0 };
         let heads_per_block =
             if few.heads_per_block.len() > 1 { &HEADS_PER_BLOCK } else { few.heads_per_block };
-        Self { min_split_tiles: &[1, 2, 4, 8], heads_per_block, fills: &FILLS, shares, ..few }
+        let share_heads_per_block = heads_per_block;
+        Self {
+            min_split_tiles: &[1, 2, 4, 8],
+            heads_per_block,
+            fills: &FILLS,
+            shares,
+            share_heads_per_block,
+            ..few
+        }
     }
 
     /// Those that the model tells apart: what is decided from, step by step.
@@ -48,7 +57,10 @@ impl Candidates {
             && key.layout.is_scattered()
             && shape.max_heads_per_block >= 4
             && num_kv_heads.is_multiple_of(4);
-        let heads_per_block: &[u32] = if together { &HEADS_PER_BLOCK[..2] } else { &HEADS_PER_BLOCK[..1] };
+        // Between workers of one head and of four, two heads are never far better: `Self::all` tries them. Shares are short work,
+        // for which four are slow.
+        let (heads_per_block, share_heads_per_block): (&[u32], &[u32]) =
+            if together { (&[1, 4], &[1, 2]) } else { (&[1], &[1]) };
         Self {
             full: (num_sms * shape.blocks_per_sm).max(1),
             heads_per_block,
@@ -56,6 +68,7 @@ impl Candidates {
             fills: FILLS.get(..NUM_FEW).unwrap_or(&FILLS),
             next: 0,
             shares: shares_of(num_sms, key, shape, run),
+            share_heads_per_block,
             share_heads: 0,
         }
     }
@@ -109,9 +122,9 @@ impl Iterator for Candidates {
             return None;
         }
         let num_shares = self.shares.trailing_zeros() + 1;
-        let heads_per_block = *self.heads_per_block.get(self.share_heads)?;
+        let heads_per_block = *self.share_heads_per_block.get(self.share_heads)?;
         self.share_heads += 1;
-        if self.share_heads == heads {
+        if self.share_heads == self.share_heads_per_block.len() {
             (self.shares, self.share_heads) = (self.shares & (self.shares - 1), 0);
         }
         let num_blocks = self.full.min(1 << 16);

@@ -115,6 +115,9 @@ pub struct CostModel {
     pub shares_wave_us: f64,
 }
 
+/// What several heads a block cost beside, microseconds: fewer warps share a head's tokens, and four heads go in step.
+const TOGETHER_US: f64 = 2.0;
+
 impl Default for CostModel {
     fn default() -> Self {
         Self {
@@ -193,7 +196,8 @@ impl CostModel {
             let deepest = 1.0 + used * f64::from(run.longest) / tokens.max(1.0);
             self.merge_us + self.merge_partial_us * deepest
         };
-        self.launch_us + self.crowd(num_sms, blocks) + stream + items * self.item_us + merge
+        let together = if choice.heads_per_block > 1 { TOGETHER_US } else { 0.0 };
+        self.launch_us + self.crowd(num_sms, blocks) + stream + items * self.item_us + merge + together
     }
 
     fn predict_shares(

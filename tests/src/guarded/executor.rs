@@ -194,7 +194,7 @@ impl GuardedExecutor {
                 items: arena.view(&arrays.items),
                 worker_starts: arena.view(&arrays.worker_starts),
                 request_partials: arena.view(&arrays.request_partials),
-                num_workers: plan.worker_starts().len().saturating_sub(1) as u32,
+                num_workers: plan.num_busy_workers(),
                 heads_per_block,
                 num_shares,
                 // A graph that is to serve any plan always has stage 2.

@@ -32,11 +32,19 @@ struct RawChannels {
 
     __device__ __forceinline__ void clear() { parts[0] = parts[1] = make_uint4(0, 0, 0, 0); }
 
-    __device__ __forceinline__ void load(uint64_t address) {
+    __device__ __forceinline__ void load_vectors(uint64_t address) {
+        parts[0] = ptx::load_streaming(reinterpret_cast<const void*>(address));
+        if (IN == kFloatF32) parts[1] = ptx::load_streaming(reinterpret_cast<const void*>(address + 16));
+    }
+
+    __device__ __forceinline__ void load(uint64_t address, bool all_aligned) {
         clear();
+        if (all_aligned) {
+            load_vectors(address);
+            return;
+        }
         if ((address & 15) == 0) {
-            parts[0] = ptx::load_streaming(reinterpret_cast<const void*>(address));
-            if (IN == kFloatF32) parts[1] = ptx::load_streaming(reinterpret_cast<const void*>(address + 16));
+            load_vectors(address);
             return;
         }
         uint32_t words[8] = {};
@@ -160,7 +168,8 @@ struct Pair {
     uint32_t token, head;
     bool exists;
 
-    __device__ __forceinline__ void load(const AppendParams& p, uint64_t pair, uint64_t num_pairs, uint32_t channel) {
+    __device__ __forceinline__ void load(const AppendParams& p, uint64_t pair, uint64_t num_pairs, uint32_t channel,
+                                         bool all_aligned) {
         const uint32_t num_heads = p.cache.num_kv_heads;
         exists = pair < num_pairs;
         // A division of 64 bits costs as much as the rest of the addresses, one of 32 a third of it.
@@ -173,8 +182,8 @@ struct Pair {
         slot = exists ? reinterpret_cast<const int64_t*>(p.slot_mapping)[token] : -1;
         if (exists && channel < p.cache.head_dim) {
             const uint32_t in_token = head * p.cache.head_dim + channel;
-            k.load(p.k + (token * p.k_token_stride + in_token) * RawChannels<IN>::kUnit);
-            v.load(p.v + (token * p.v_token_stride + in_token) * RawChannels<IN>::kUnit);
+            k.load(p.k + (token * p.k_token_stride + in_token) * RawChannels<IN>::kUnit, all_aligned);
+            v.load(p.v + (token * p.v_token_stride + in_token) * RawChannels<IN>::kUnit, all_aligned);
         } else {
             k.clear();
             v.clear();
@@ -193,8 +202,11 @@ __device__ __forceinline__ void append_pairs(const AppendParams& p) {
     const int64_t num_slots = static_cast<int64_t>(p.cache.num_pages) * p.cache.page_len;
     const uint32_t shift = page_shift(p.cache);
 
+    // The same for the whole launch: no lane then looks at how a single row lies.
+    const bool all_aligned = ((p.k | p.v | (p.k_token_stride | p.v_token_stride) * RawChannels<IN>::kUnit) & 15) == 0;
+
     uint64_t first = static_cast<uint64_t>(blockIdx.x) * pairs_per_block;  // of the block
-    const auto load = [&](Pair<IN>& pair) { pair.load(p, first + (threadIdx.x >> lanes_log2), num_pairs, channel); };
+    const auto load = [&](Pair<IN>& pair) { pair.load(p, first + (threadIdx.x >> lanes_log2), num_pairs, channel, all_aligned); };
     constexpr bool kAhead = IN != kFloatF32;  // rows of f32 are as many bytes on their way at once, and as many registers
     Pair<IN> pair, next;
     if (kAhead) load(pair);

@@ -13,6 +13,8 @@ use crate::key;
 
 /// Threads of a block; `kAppendThreads` in `cuda/append/append.cuh`.
 const APPEND_THREADS: u32 = 256;
+/// Blocks of append a multiprocessor: twice what it holds. More blocks would each begin without rows on the way.
+const APPEND_BLOCKS_PER_SM: u32 = 8;
 /// Threads of a block; `kStreamThreads` in `cuda/decode/stream.cuh`.
 const STREAM_THREADS: u32 = 512;
 
@@ -119,7 +121,10 @@ impl CacheKernels {
             num_tokens,
             input_type: args.input_type as u32,
         };
-        let shape = pair_shape(&cache, num_tokens)?;
+        let mut shape = pair_shape(&cache, num_tokens)?;
+        // Its blocks stride over the pairs.
+        let enough = self.append.device().facts().num_sms.max(1) * APPEND_BLOCKS_PER_SM;
+        shape.grid[0] = shape.grid[0].min(enough);
         // SAFETY: the struct is the twin of the kernel's, and every array in it was checked against the shapes; slots
         // out of range are reported by the kernel and not followed.
         unsafe { self.append.launch(shape, &params, Order::AfterPrevious, stream) }

@@ -228,7 +228,7 @@ impl<'a> Step<'a> {
                 items: plan.items.view(),
                 worker_starts: plan.worker_starts.view(),
                 request_partials: plan.request_partials.view(),
-                num_workers: plan.plan.worker_starts().len().saturating_sub(1) as u32,
+                num_workers: plan.plan.num_busy_workers(),
                 heads_per_block: plan.heads_per_block,
                 num_shares: plan.num_shares,
                 has_partials: plan.plan.num_partials() > 0

@@ -243,7 +243,7 @@ impl CudaExecutor {
             items,
             worker_starts,
             request_partials,
-            num_workers: plan.worker_starts().len().saturating_sub(1) as u32,
+            num_workers: plan.num_busy_workers(),
             heads_per_block,
             num_shares,
             has_partials: num_partials > 0,
