@@ -96,7 +96,7 @@ __device__ __forceinline__ void read_items(const DecodeParams& p, uint8_t* share
             folded ^= read_share<T>(row_loader, pages, first_token, item.token_end, num_tiles, wait);
         }
     }
-    if (p.num_workers == 0xffffffffu) reinterpret_cast<uint32_t*>(p.out)[blockIdx.x * kNumThreads + threadIdx.x] = folded;
+    if (p.gqa_group == 0xffffffffu) reinterpret_cast<uint32_t*>(p.out)[blockIdx.x * kNumThreads + threadIdx.x] = folded;
 }
 
 }  // namespace kv8
