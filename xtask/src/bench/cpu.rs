@@ -234,7 +234,12 @@ impl Problem {
         let mut out = vec![0f32; self.q.len()];
         let mut time = || -> anyhow::Result<(f64, f64)> {
             let mut workspace = Workspace::for_isa(isa)?.with_dot(dot);
-            let plan = SplitPlan::new(&self.spec, &kv_lens, &cpu_reference::split_config())?;
+            let plan = SplitPlan::new(
+                &self.spec,
+                &kv_lens,
+                &cpu_reference::Machine::here()
+                    .split_config(self.layout.format(), attn_plan::SplitPolicy::Throughput),
+            )?;
             let mut step = || -> anyhow::Result<Duration> {
                 let start = Instant::now();
                 let (view, q) = (self.cache.view(), FloatSlice::F32(&self.q));

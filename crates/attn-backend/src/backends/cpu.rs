@@ -5,28 +5,25 @@ use crate::{
     NormalDecode, Output, Refusal, Stream,
 };
 use attn_plan::{DecodeRequest, DecodeSpec, SplitConfig, SplitPlan, SplitPolicy};
-use cpu_reference::{Arithmetic, Isa, Workspace};
-use kv_quant::{CacheBuffers, CacheLayout, CacheView, CacheViewMut, FloatSliceMut, PageCopy};
+use cpu_reference::{Arithmetic, Isa, Machine, Workspace};
+use kv_quant::{CacheBuffers, CacheFormat, CacheLayout, CacheView, CacheViewMut, FloatSliceMut, PageCopy};
 
 /// Decode on the host, in place over int8.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuBackend;
 
-/// How a step is cut for `num_threads` threads: a worker a thread, tiles of 64 tokens (or the largest divisor of 64
-/// that a batch-invariant `split_len` is a multiple of).
+/// How steps over a cache of `format` are cut for `num_threads` threads of this machine: see [`Machine::split_config`].
 ///
 /// ```
 /// use attn_plan::SplitPolicy;
-/// let split = attn_backend::cpu_split_config(8, SplitPolicy::BatchInvariant { split_len: 96 });
-/// assert_eq!((split.num_workers, split.tile_len), (8, 32));
+/// use kv_quant::{CacheFormat, ScaleType};
+/// let format = CacheFormat::new(8, 64, 64, 64, ScaleType::F16)?;
+/// let split = attn_backend::cpu_split_config(&format, 8, SplitPolicy::BatchInvariant { split_len: 96 });
+/// assert_eq!((split.num_workers, split.tile_len), (16, 32));
+/// # Ok::<(), kv_quant::Error>(())
 /// ```
-pub fn cpu_split_config(num_threads: u32, policy: SplitPolicy) -> SplitConfig {
-    let tile_len = match policy {
-        SplitPolicy::BatchInvariant { split_len } => 1 << split_len.trailing_zeros().min(6),
-        _ => 64,
-    };
-    let split = SplitConfig::throughput(num_threads.max(1)).with_policy(policy);
-    SplitConfig { tile_len, min_split_tiles: 4, ..split }
+pub fn cpu_split_config(format: &CacheFormat, num_threads: u32, policy: SplitPolicy) -> SplitConfig {
+    Machine { num_threads, ..Machine::here() }.split_config(format, policy)
 }
 
 impl Backend for CpuBackend {
@@ -35,7 +32,7 @@ impl Backend for CpuBackend {
     }
 
     fn probe(&self) -> Result<Device, Refusal> {
-        let threads = cpu_reference::split_config().num_workers;
+        let threads = Machine::here().num_threads;
         let isa = Isa::from_env().map_err(|error| Refusal::Unavailable { reason: error.to_string() })?;
         Ok(Device {
             name: format!("{} {isa}, {threads} threads", std::env::consts::ARCH),
@@ -54,7 +51,7 @@ impl Backend for CpuBackend {
     }
 
     fn split_config(&self, descriptor: &Descriptor) -> SplitConfig {
-        cpu_split_config(cpu_reference::split_config().num_workers, descriptor.split)
+        Machine::here().split_config(descriptor.layout.format(), descriptor.split)
     }
 
     fn arithmetic(&self, spec: &DecodeSpec, plan: &SplitPlan) -> Arithmetic {

@@ -174,16 +174,10 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn round(self, x: F8) -> F8 {
-        unsafe { F8(vrndnq_f32(x.0), vrndnq_f32(x.1)) }
-    }
-
-    #[inline(always)]
-    fn exp2_int(self, n: F8) -> F8 {
+    fn exp2_shifted(self, n: F8) -> F8 {
         unsafe {
-            let bias = vdupq_n_s32(127);
-            let power = [n.0, n.1].map(|n| vshlq_n_s32::<23>(vaddq_s32(vcvtq_s32_f32(n), bias)));
-            F8(vreinterpretq_f32_s32(power[0]), vreinterpretq_f32_s32(power[1]))
+            let power = [n.0, n.1].map(|n| vshlq_n_u32::<23>(vreinterpretq_u32_f32(n)));
+            F8(vreinterpretq_f32_u32(power[0]), vreinterpretq_f32_u32(power[1]))
         }
     }
 
