@@ -95,12 +95,14 @@ impl SideRows {
     pub(crate) fn prefetch<S: Simd>(&self, s: S, token: usize, head_dim: usize) {
         let (codes, scales) = (self.codes[token % TILE], self.scales[token % TILE]);
         s.prefetch(codes);
-        s.prefetch(codes.wrapping_add(64));
         s.prefetch(scales);
-        let mut at = 128;
-        while at < head_dim {
-            s.prefetch(codes.wrapping_add(at));
-            at += 64;
+        if head_dim > 64 {
+            s.prefetch(codes.wrapping_add(64));
+            let mut at = 128;
+            while at < head_dim {
+                s.prefetch(codes.wrapping_add(at));
+                at += 64;
+            }
         }
     }
 
