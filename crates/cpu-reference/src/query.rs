@@ -17,21 +17,11 @@ pub enum DotProduct {
     Int8,
 }
 
-impl DotProduct {
-    /// Whether it is what a step over a cache of `format` really computes.
-    pub fn fits(self, format: &CacheFormat) -> bool {
-        match self {
-            DotProduct::F32 => true,
-            DotProduct::Int8 => can_be_integer(format),
-        }
-    }
-}
-
 /// Channels of q that share a scale.
 const Q_GROUP: usize = 32;
 
 /// Whether the inner loop's vectors of 32 or 64 codes fit rows and groups.
-fn can_be_integer(format: &CacheFormat) -> bool {
+pub(crate) fn can_be_integer(format: &CacheFormat) -> bool {
     format.element() == Element::Int8
         && format.head_dim().is_multiple_of(64)
         && (format.group_len(Side::K) as usize).is_multiple_of(Q_GROUP)

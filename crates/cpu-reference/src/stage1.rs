@@ -129,7 +129,7 @@ impl<'a> Step<'a> {
             rows: spec.q_len as usize * gqa_group,
             head_dim,
             padded_dim: padded_dim(head_dim),
-            is_integer: dot == DotProduct::Int8 && dot.fits(format),
+            is_integer: dot == DotProduct::Int8 && query::can_be_integer(format),
         })
     }
 

@@ -74,8 +74,9 @@ impl Backend for CpuBackend {
 /// their own, in exchange for a step that is a few per cent faster on some CPUs (`docs/cpu-performance.md`).
 /// [`Backend::arithmetic`] has the larger error, so that trials and tests hold it to no less than it promises.
 ///
-/// It is in no registry by itself: nobody gets a coarser result than asked for by way of a fallback. Formats that it would
-/// compute in f32 it refuses.
+/// It is a permission, not an order: where `head_dim` is no multiple of 64 or K has other groups than multiples of 32, q.k is
+/// computed in f32, which that error covers ([`DotProduct::Int8`]). It is in no registry by itself: nobody gets a coarser
+/// result than asked for by way of a fallback.
 ///
 /// ```
 /// use attn_backend::*;
@@ -106,17 +107,6 @@ impl Backend for CpuInt8Backend {
 
     fn capability(&self) -> Capability {
         CpuBackend.capability()
-    }
-
-    fn missing(&self, descriptor: &Descriptor) -> Vec<Missing> {
-        let mut missing = CpuBackend.missing(descriptor);
-        let format = descriptor.layout.format();
-        if !DotProduct::Int8.fits(format) {
-            let asked = format!("{} in groups of {}", format.head_dim(), format.group_len(Side::K));
-            let offered = "multiples of 64 in groups of multiples of 32, int8";
-            missing.push(Missing::new("head_dim and groups of K for integer dot products", asked, offered));
-        }
-        missing
     }
 
     fn rank(&self, descriptor: &Descriptor) -> u32 {
