@@ -15,6 +15,8 @@ pub struct BackendId(Cow<'static, str>);
 impl BackendId {
     /// The rayon backend of `cpu-reference`.
     pub const CPU: Self = Self(Cow::Borrowed("cpu"));
+    /// The same with q.k in integers: [`crate::CpuInt8Backend`].
+    pub const CPU_INT8: Self = Self(Cow::Borrowed("cpu-int8"));
     /// The CUDA backend of `attn-kernels` (feature `cuda`).
     pub const CUDA: Self = Self(Cow::Borrowed("cuda"));
 

@@ -32,7 +32,7 @@ mod validate;
 
 pub use attn_kernels::DeviceView;
 pub use backend::{Backend, Device, Executor, Isolation, NormalDecode};
-pub use backends::{CpuBackend, cpu_split_config};
+pub use backends::{CpuBackend, CpuInt8Backend, cpu_split_config};
 #[cfg(feature = "cuda")]
 pub use backends::{CudaBackend, cuda_chooser, cuda_tuner};
 pub use capability::{Capability, Missing, Refusal};

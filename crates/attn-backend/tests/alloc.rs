@@ -61,7 +61,9 @@ fn steps() {
     let descriptor = Descriptor::new(CacheLayout::native(format, 300, 16).unwrap(), spec);
     let options = SelectOptions { read_environment: false, ..SelectOptions::default() };
     let (mut session, _) = normal_decode::open(&Registry::builtin(), &descriptor, &options).unwrap();
-    session.set_split(attn_backend::cpu_split_config(4, descriptor.split)).unwrap();
+    session
+        .set_split(attn_backend::cpu_split_config(descriptor.layout.format(), 4, descriptor.split))
+        .unwrap();
 
     let pages: Vec<i32> = (0..BATCH as i32 * 50).collect();
     let k = vec![half::f16::from_f32(0.5); BATCH * 2 * 64];

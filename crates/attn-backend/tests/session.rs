@@ -250,7 +250,7 @@ fn a_split_that_no_plan_can_follow_is_refused_and_the_old_one_stays() {
     assert!(session.set_split(bad).is_err());
     assert_eq!(*session.split(), before);
     let policy = SplitPolicy::BatchInvariant { split_len: 64 };
-    session.set_split(attn_backend::cpu_split_config(3, policy)).unwrap();
+    session.set_split(attn_backend::cpu_split_config(&format(), 3, policy)).unwrap();
     step(&mut session, &(0..100).collect::<Vec<i64>>(), &[0, 1, 2, 3, 4, 5, 6]);
     assert_eq!(session.split_plan().num_partials(), 2);
 }

@@ -39,7 +39,12 @@ fn decode(criterion: &mut Criterion) {
         let kv_lens = [kv_len];
         let page_table = PageTable::padded(&pages, pages.len() as u64);
         let request = DecodeRequest { spec: &spec, kv_lens: &kv_lens, page_table };
-        let plan = SplitPlan::new(&spec, &kv_lens, &cpu_reference::split_config()).unwrap();
+        let plan = SplitPlan::new(
+            &spec,
+            &kv_lens,
+            &cpu_reference::Machine::here().split_config(layout.format(), attn_plan::SplitPolicy::Throughput),
+        )
+        .unwrap();
         group.throughput(Throughput::Bytes(format.bytes_per_token() * u64::from(kv_len)));
         for isa in Isa::available() {
             let mut workspace = Workspace::for_isa(isa).unwrap();

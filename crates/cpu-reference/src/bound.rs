@@ -108,7 +108,7 @@ impl Arithmetic {
     /// The CPU backend in its accurate mode, over a plan: f32 with exact operands, sums in lanes and tiles.
     pub fn host(spec: &DecodeSpec, plan: &SplitPlan) -> Self {
         let facts = PlanFacts::of(plan);
-        let tile = f64::from(crate::stage1::TILE_LEN);
+        let tile = f64::from(crate::split::tile_len(plan));
         let tiles = (facts.longest / tile).ceil();
         Self {
             dot_roundings: (f64::from(spec.head_dim) / crate::stage1::MIN_LANES as f64).ceil() + 7.0,

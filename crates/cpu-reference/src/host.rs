@@ -1,17 +1,8 @@
 //! The CPU backend's entry: one decode step over a plan.
 
 use crate::{Error, Workspace, stage1, stage2};
-use attn_plan::{DecodeRequest, SplitConfig, SplitPlan};
+use attn_plan::{DecodeRequest, SplitPlan};
 use kv_quant::{CacheLayout, CacheView, FloatSlice, FloatSliceMut};
-
-/// The split schedule's numbers for this backend: one worker a thread of rayon's current pool.
-pub fn split_config() -> SplitConfig {
-    SplitConfig {
-        item_overhead: 1,
-        min_split_tiles: 4,
-        ..SplitConfig::throughput(rayon::current_num_threads() as u32)
-    }
-}
 
 /// One decode step. `q` and `out` are `[batch, q_len, num_q_heads, head_dim]`; `lse`, natural log, is
 /// `[batch, q_len, num_q_heads]`.
@@ -34,7 +25,7 @@ pub fn decode(
 ) -> Result<(), Error> {
     check(layout, request, plan, q, &out, lse.as_deref())?;
     let kernel = workspace.kernel.clone()?;
-    let step = stage1::Step::new(layout, cache, request, workspace.dot)?;
+    let step = stage1::Step::new(layout, cache, request, plan, workspace.dot)?;
     stage1::run(kernel, &step, plan, q, workspace);
     stage2::run(&step, workspace, &mut out, lse);
     Ok(())

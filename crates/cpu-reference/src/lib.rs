@@ -16,6 +16,7 @@ mod isa;
 pub mod measure;
 pub mod oracle;
 mod query;
+mod split;
 mod stage1;
 mod stage2;
 #[cfg(feature = "proptest")]
@@ -25,7 +26,8 @@ mod workspace;
 pub use append::{append, append_on};
 pub use bound::Arithmetic;
 pub use error::Error;
-pub use host::{decode, split_config};
+pub use host::decode;
 pub use isa::{ISA_VARIABLE, Isa};
 pub use query::DotProduct;
+pub use split::Machine;
 pub use workspace::Workspace;

@@ -14,6 +14,13 @@ pub const READ_BYTES: usize = 256 << 20;
 /// ```
 pub fn read_bandwidth(repeats: usize) -> f64 {
     let words = vec![1u64; READ_BYTES / size_of::<u64>()];
+    read_bandwidth_of(bytemuck::cast_slice(&words), repeats)
+}
+
+/// [`read_bandwidth`] over memory of the caller's, which has been written before: what a cache in the same kind of memory is to be
+/// compared with.
+pub fn read_bandwidth_of(bytes: &[u8], repeats: usize) -> f64 {
+    let (_, words, _) = bytemuck::pod_align_to::<u8, u64>(bytes);
     let stretch = words.len().div_ceil(rayon::current_num_threads()).max(1);
     let best = (0..repeats).map(|_| {
         let start = Instant::now();
@@ -21,7 +28,7 @@ pub fn read_bandwidth(repeats: usize) -> f64 {
         std::hint::black_box(sum);
         start.elapsed().as_secs_f64()
     });
-    READ_BYTES as f64 / best.fold(f64::INFINITY, f64::min)
+    size_of_val(words) as f64 / best.fold(f64::INFINITY, f64::min)
 }
 
 /// Eight running sums, so that additions keep up with loads.

@@ -5,8 +5,8 @@
 use crate::DotProduct;
 use crate::arch::generic::{BlockMask, Bytes, LogitRule, SidePlanes};
 use crate::isa::Kernel;
-use crate::query;
 use crate::workspace::{Line, Workspace};
+use crate::{query, split};
 use attn_plan::{DecodeRequest, SplitPlan, WorkItem};
 use kv_quant::{CacheLayout, CacheView, FloatSlice, PlaneId, Side};
 use std::ops::Range;
@@ -14,8 +14,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Tokens between two looks at the running maximum.
-pub(crate) const TILE_LEN: u32 = 64;
 /// Lanes of the narrowest instance: partial sums of a dot product that run side by side.
 pub(crate) const MIN_LANES: usize = 8;
 /// Rows of q and o are padded to a multiple of this many f32: the widest instance's lanes.
@@ -44,6 +42,8 @@ pub(crate) struct Step<'a> {
     pub k: SidePlanes<'a>,
     pub v: SidePlanes<'a>,
     pub rule: LogitRule,
+    /// Tokens between two looks at the running maximum.
+    pub tile_len: u32,
     pub num_pages: u64,
     pub page_len: u32,
     pub num_kv_heads: usize,
@@ -78,6 +78,7 @@ impl<'a> Step<'a> {
         layout: &CacheLayout,
         cache: CacheView<'a>,
         request: &DecodeRequest<'a>,
+        plan: &SplitPlan,
         dot: DotProduct,
     ) -> Result<Self, kv_quant::Error> {
         for (buffer_idx, &want) in layout.buffer_bytes().iter().enumerate() {
@@ -120,6 +121,7 @@ impl<'a> Step<'a> {
                 soft_cap: spec.soft_cap,
                 alibi: spec.alibi_slopes.is_some(),
             },
+            tile_len: split::tile_len(plan),
             num_pages: layout.num_pages(),
             page_len: layout.page_len(),
             num_kv_heads: spec.num_kv_heads as usize,

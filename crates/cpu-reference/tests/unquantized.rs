@@ -52,7 +52,12 @@ fn check(layout: &CacheLayout, q_len: u32) {
     }
     let q = wave(spec.q_elements(2), 0.71);
     let want = oracle::decode_request(layout, &cache.view(), &request, FloatSlice::F32(&q)).unwrap();
-    let plan = SplitPlan::new(&spec, &kv_lens, &cpu_reference::split_config()).unwrap();
+    let plan = SplitPlan::new(
+        &spec,
+        &kv_lens,
+        &cpu_reference::Machine::here().split_config(layout.format(), attn_plan::SplitPolicy::Throughput),
+    )
+    .unwrap();
     for isa in Isa::available() {
         let mut workspace = Workspace::for_isa(isa).unwrap();
         let mut out = vec![f32::NAN; q.len()];

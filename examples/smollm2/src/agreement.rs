@@ -237,7 +237,12 @@ impl Opened {
                 backend.arithmetic(spec, session.split_plan())
             }
             Opened::Isa(cache, workspace) => {
-                let plan = SplitPlan::new(spec, &kv_lens, &cpu_reference::split_config())?;
+                let plan = SplitPlan::new(
+                    spec,
+                    &kv_lens,
+                    &cpu_reference::Machine::here()
+                        .split_config(layout.format(), attn_plan::SplitPolicy::Throughput),
+                )?;
                 let request = DecodeRequest { spec, kv_lens: &kv_lens, page_table };
                 let (q, out) = (FloatSlice::F32(q), FloatSliceMut::F32(&mut out));
                 cpu_reference::decode(

@@ -1,13 +1,12 @@
 //! The conformance suite, stamped on every backend of the registry.
 
-use attn_backend::{Backend, BackendId, FormatKey, Operation, OperationKey, Registry};
+use attn_backend::{Backend, BackendId, CpuInt8Backend, FormatKey, Operation, OperationKey, Registry};
 use attn_tests::conformance::{Effort, SUITES, Suite};
 use attn_tests::count::{Ledger, num_cases};
 use attn_tests::forced_isa::ForcedIsa;
 use attn_tests::subject::Subject;
 use cpu_reference::{DotProduct, Isa};
 use libtest_mimic::{Failed, Trial};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -27,13 +26,15 @@ pub fn trials(ledger: &Arc<Ledger>) -> Vec<Trial> {
         trials.extend(of_backend(Subject::new(Arc::clone(backend), ledger), all, ledger));
     }
     trials.extend(cuda(all, ledger));
+    // What a caller who wants integer dot products registers.
+    trials.extend(of_backend(Subject::new(Arc::new(CpuInt8Backend), ledger), all / 8, ledger));
     // The preferred instruction set is what the CPU backend itself runs.
     for isa in Isa::ALL.into_iter().filter(|isa| *isa != Isa::best()) {
         let forced: Arc<dyn Backend> = Arc::new(ForcedIsa { isa, dot: DotProduct::F32 });
         trials.extend(of_backend(Subject::new(forced, ledger), all / 4, ledger));
     }
-    // Integer dot products where there are instructions for them, and where there are none.
-    for isa in BTreeSet::from([Isa::Portable, Isa::best()]) {
+    // Integer dot products on each of the others, also those that have no instructions for them.
+    for isa in Isa::ALL.into_iter().filter(|isa| *isa != Isa::best()) {
         let forced: Arc<dyn Backend> = Arc::new(ForcedIsa { isa, dot: DotProduct::Int8 });
         trials.extend(of_backend(Subject::new(forced, ledger), all / 8, ledger));
     }

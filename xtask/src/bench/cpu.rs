@@ -11,7 +11,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+mod memory;
 mod plot;
+
+use memory::CacheMemory;
 
 /// Options of `bench cpu`.
 #[derive(clap::Args, Clone, Debug)]
@@ -31,6 +34,9 @@ pub struct CpuArgs {
     /// q.k in integers
     #[arg(long)]
     int8: bool,
+    /// Cache and read measurement in huge pages, where the operating system has them
+    #[arg(long)]
+    huge_pages: bool,
     /// Group lengths
     #[arg(long, value_delimiter = ',', default_values_t = [8, 32, 128])]
     group_len: Vec<u32>,
@@ -112,6 +118,7 @@ struct Record {
     /// How q.k was computed.
     dot: &'static str,
     threads: usize,
+    huge_pages: bool,
     commit: String,
     read_gb_per_s: f64,
     /// f32 input that one thread quantizes and stores, group 32.
@@ -147,27 +154,36 @@ pub fn run(args: &CpuArgs) -> anyhow::Result<()> {
     let dot = if args.int8 { DotProduct::Int8 } else { DotProduct::F32 };
     let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let (all, one) = (pool(args.threads)?, pool(1)?);
+    let read = || -> anyhow::Result<f64> {
+        if !args.huge_pages {
+            return Ok(all.install(|| measure::read_bandwidth(10)) / 1e9);
+        }
+        let mut bytes = memory::huge(measure::READ_BYTES)?;
+        bytes.fill(1);
+        Ok(all.install(|| measure::read_bandwidth_of(&bytes, 10)) / 1e9)
+    };
     let mut record = Record {
         cpu: cpu_name(),
         isa: isa.name(),
         dot: if args.int8 { "int8" } else { "f32" },
         threads: args.threads,
+        huge_pages: args.huge_pages,
         commit: crate::workspace::commit(),
-        read_gb_per_s: all.install(|| measure::read_bandwidth(10)) / 1e9,
+        read_gb_per_s: read()?,
         append_gb_per_s: one.install(|| append_rate(isa))?,
         rows: Vec::new(),
     };
     for case in &CASES {
         for &group_len in &args.group_len {
             if case.head_dim.is_multiple_of(group_len) {
-                let problem = Problem::new(case, group_len)?;
+                let problem = Problem::new(case, group_len, args.huge_pages)?;
                 let row = problem.measure(case, (isa, dot), args.samples, [&all, &one])?;
                 record.rows.push(Row { share_of_read: row.gb_per_s / record.read_gb_per_s, ..row });
             }
         }
     }
     // The machine may have been slower when the first figure was taken.
-    let after = all.install(|| measure::read_bandwidth(10)) / 1e9;
+    let after = read()?;
     if after > record.read_gb_per_s {
         record.read_gb_per_s = after;
         record.rows.iter_mut().for_each(|row| row.share_of_read = row.gb_per_s / after);
@@ -190,7 +206,7 @@ pub fn run(args: &CpuArgs) -> anyhow::Result<()> {
 /// A filled cache of 16-token pages in random order, and a query.
 struct Problem {
     layout: CacheLayout,
-    cache: CacheBuffers,
+    cache: CacheMemory,
     spec: DecodeSpec,
     pages: Vec<i32>,
     q: Vec<f32>,
@@ -198,11 +214,11 @@ struct Problem {
 }
 
 impl Problem {
-    fn new(case: &Case, group_len: u32) -> anyhow::Result<Self> {
+    fn new(case: &Case, group_len: u32, is_huge: bool) -> anyhow::Result<Self> {
         let Case { num_kv_heads, gqa_group, head_dim, kv_len, .. } = *case;
         let format = CacheFormat::new(num_kv_heads, head_dim, group_len, group_len, ScaleType::F16)?;
         let layout = CacheLayout::native(format, u64::from(kv_len.div_ceil(16)), 16)?;
-        let mut cache = CacheBuffers::zeroed(&layout)?;
+        let mut cache = CacheMemory::zeroed(&layout, is_huge)?;
         let mut rng = Rng::new(1);
         let mut pages: Vec<i32> = (0..layout.num_pages() as i32).collect();
         rng.shuffle(&mut pages);
@@ -212,7 +228,7 @@ impl Problem {
         // A long period that is no multiple of a row.
         let x: Vec<f32> = noise[..65_521].iter().copied().cycle().take(len).collect();
         let x = FloatSlice::F32(&x);
-        cpu_reference::append(&layout, &mut cache.view_mut(), x, x, &slots)?;
+        cpu_reference::append(&layout, &mut cache.view_mut(&layout)?, x, x, &slots)?;
         let mut spec = DecodeSpec::new(num_kv_heads * gqa_group, num_kv_heads, head_dim);
         (spec.q_type, spec.out_type) = (FloatType::F32, FloatType::F32);
         let q = (0..spec.q_elements(1)).map(|_| rng.gaussian()).collect();
@@ -233,11 +249,17 @@ impl Problem {
         request.check(&self.layout)?;
         let mut out = vec![0f32; self.q.len()];
         let mut time = || -> anyhow::Result<(f64, f64)> {
+            let view = self.cache.view(&self.layout)?;
             let mut workspace = Workspace::for_isa(isa)?.with_dot(dot);
-            let plan = SplitPlan::new(&self.spec, &kv_lens, &cpu_reference::split_config())?;
+            let plan = SplitPlan::new(
+                &self.spec,
+                &kv_lens,
+                &cpu_reference::Machine::here()
+                    .split_config(self.layout.format(), attn_plan::SplitPolicy::Throughput),
+            )?;
             let mut step = || -> anyhow::Result<Duration> {
                 let start = Instant::now();
-                let (view, q) = (self.cache.view(), FloatSlice::F32(&self.q));
+                let q = FloatSlice::F32(&self.q);
                 let out = FloatSliceMut::F32(&mut out);
                 cpu_reference::decode(&self.layout, view, &request, &plan, q, out, None, &mut workspace)?;
                 Ok(start.elapsed())
@@ -256,7 +278,7 @@ impl Problem {
         let (median, best) = all.install(&mut time)?;
         let oracle = cpu_reference::oracle::decode_request(
             &self.layout,
-            &self.cache.view(),
+            &self.cache.view(&self.layout)?,
             &request,
             FloatSlice::F32(&self.q),
         )?;
@@ -305,8 +327,11 @@ fn cpu_name() -> String {
 }
 
 fn print(record: &Record) {
-    let Record { cpu, isa, dot, threads, read_gb_per_s, append_gb_per_s, .. } = record;
-    println!("{cpu}, {isa}, q.k in {dot}, {threads} threads; read bandwidth {read_gb_per_s:.1} GB/s");
+    let Record { cpu, isa, dot, threads, huge_pages, read_gb_per_s, append_gb_per_s, .. } = record;
+    let pages = if *huge_pages { "huge pages" } else { "ordinary pages" };
+    println!(
+        "{cpu}, {isa}, q.k in {dot}, {threads} threads, {pages}; read bandwidth {read_gb_per_s:.1} GB/s"
+    );
     println!("append: {append_gb_per_s:.1} GB/s of f32 input on one thread");
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);

@@ -1,32 +1,31 @@
 //! The CPU: host memory, owned or the caller's, and rayon's current pool. Adapter of `cpu_reference`.
 
 use crate::{
-    Backend, BackendId, Capability, Descriptor, Device, Error, Executor, Input, Memory, MemoryKind,
+    Backend, BackendId, Capability, Descriptor, Device, Error, Executor, Input, Memory, MemoryKind, Missing,
     NormalDecode, Output, Refusal, Stream,
 };
 use attn_plan::{DecodeRequest, DecodeSpec, SplitConfig, SplitPlan, SplitPolicy};
-use cpu_reference::{Arithmetic, Isa, Workspace};
-use kv_quant::{CacheBuffers, CacheLayout, CacheView, CacheViewMut, FloatSliceMut, PageCopy};
+use cpu_reference::{Arithmetic, DotProduct, Isa, Machine, Workspace};
+use kv_quant::{
+    CacheBuffers, CacheFormat, CacheLayout, CacheView, CacheViewMut, FloatSliceMut, PageCopy, Side,
+};
 
 /// Decode on the host, in place over int8.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuBackend;
 
-/// How a step is cut for `num_threads` threads: a worker a thread, tiles of 64 tokens (or the largest divisor of 64
-/// that a batch-invariant `split_len` is a multiple of).
+/// How steps over a cache of `format` are cut for `num_threads` threads of this machine: see [`Machine::split_config`].
 ///
 /// ```
 /// use attn_plan::SplitPolicy;
-/// let split = attn_backend::cpu_split_config(8, SplitPolicy::BatchInvariant { split_len: 96 });
-/// assert_eq!((split.num_workers, split.tile_len), (8, 32));
+/// use kv_quant::{CacheFormat, ScaleType};
+/// let format = CacheFormat::new(8, 64, 64, 64, ScaleType::F16)?;
+/// let split = attn_backend::cpu_split_config(&format, 8, SplitPolicy::BatchInvariant { split_len: 96 });
+/// assert_eq!((split.num_workers, split.tile_len), (16, 32));
+/// # Ok::<(), kv_quant::Error>(())
 /// ```
-pub fn cpu_split_config(num_threads: u32, policy: SplitPolicy) -> SplitConfig {
-    let tile_len = match policy {
-        SplitPolicy::BatchInvariant { split_len } => 1 << split_len.trailing_zeros().min(6),
-        _ => 64,
-    };
-    let split = SplitConfig::throughput(num_threads.max(1)).with_policy(policy);
-    SplitConfig { tile_len, min_split_tiles: 4, ..split }
+pub fn cpu_split_config(format: &CacheFormat, num_threads: u32, policy: SplitPolicy) -> SplitConfig {
+    Machine { num_threads, ..Machine::here() }.split_config(format, policy)
 }
 
 impl Backend for CpuBackend {
@@ -35,7 +34,7 @@ impl Backend for CpuBackend {
     }
 
     fn probe(&self) -> Result<Device, Refusal> {
-        let threads = cpu_reference::split_config().num_workers;
+        let threads = Machine::here().num_threads;
         let isa = Isa::from_env().map_err(|error| Refusal::Unavailable { reason: error.to_string() })?;
         Ok(Device {
             name: format!("{} {isa}, {threads} threads", std::env::consts::ARCH),
@@ -54,7 +53,7 @@ impl Backend for CpuBackend {
     }
 
     fn split_config(&self, descriptor: &Descriptor) -> SplitConfig {
-        cpu_split_config(cpu_reference::split_config().num_workers, descriptor.split)
+        Machine::here().split_config(descriptor.layout.format(), descriptor.split)
     }
 
     fn arithmetic(&self, spec: &DecodeSpec, plan: &SplitPlan) -> Arithmetic {
@@ -67,15 +66,84 @@ impl Backend for CpuBackend {
         memory: Memory<'a>,
         _: Option<Stream>,
     ) -> Result<Box<dyn Executor + 'a>, Error> {
-        let layout = descriptor.layout.clone();
-        let cache = match memory {
-            Memory::Owned => Cache::Owned(CacheBuffers::zeroed(&layout)?),
-            Memory::Host(view) => Cache::Borrowed(view),
-            Memory::HostReadOnly(view) => Cache::ReadOnly(view),
-            Memory::Device(_) => return Err(host_only(crate::Array::Cache(0))),
-        };
-        Ok(Box::new(CpuExecutor { layout, cache, workspace: Workspace::new() }))
+        open(DotProduct::F32, descriptor, memory)
     }
+}
+
+/// The same with q.k in integers, for callers who register it: the query is rounded to 8 bits, each 32 channels on a scale of
+/// their own, in exchange for a step that is a few per cent faster on some CPUs (`docs/cpu-performance.md`).
+/// [`Backend::arithmetic`] has the larger error, so that trials and tests hold it to no less than it promises.
+///
+/// It is a permission, not an order: where `head_dim` is no multiple of 64 or K has other groups than multiples of 32, q.k is
+/// computed in f32, which that error covers ([`DotProduct::Int8`]). It is in no registry by itself: nobody gets a coarser
+/// result than asked for by way of a fallback.
+///
+/// ```
+/// use attn_backend::*;
+/// use attn_plan::DecodeSpec;
+/// use kv_quant::{CacheFormat, CacheLayout, ScaleType};
+/// use std::sync::Arc;
+/// let mut registry = Registry::builtin();
+/// let key = OperationKey { format: FormatKey::INT8_GROUP, operation: Operation::NormalDecode };
+/// registry.register(key, Arc::new(CpuInt8Backend));
+/// let layout = CacheLayout::native(CacheFormat::new(2, 64, 32, 32, ScaleType::F16)?, 8, 16)?;
+/// let descriptor = Descriptor::new(layout, DecodeSpec::new(4, 2, 64));
+/// let selection = select(&registry, &descriptor, &SelectOptions::named(BackendId::CPU_INT8))?;
+/// let session = Session::open(&selection, SessionOptions::default())?;
+/// assert_eq!(*session.backend(), BackendId::CPU_INT8);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuInt8Backend;
+
+impl Backend for CpuInt8Backend {
+    fn id(&self) -> BackendId {
+        BackendId::CPU_INT8
+    }
+
+    fn probe(&self) -> Result<Device, Refusal> {
+        CpuBackend.probe()
+    }
+
+    fn capability(&self) -> Capability {
+        CpuBackend.capability()
+    }
+
+    fn rank(&self, descriptor: &Descriptor) -> u32 {
+        CpuBackend.rank(descriptor) - 1
+    }
+
+    fn split_config(&self, descriptor: &Descriptor) -> SplitConfig {
+        CpuBackend.split_config(descriptor)
+    }
+
+    fn arithmetic(&self, spec: &DecodeSpec, plan: &SplitPlan) -> Arithmetic {
+        Arithmetic::host_int8(spec, plan)
+    }
+
+    fn open<'a>(
+        &self,
+        descriptor: &Descriptor,
+        memory: Memory<'a>,
+        _: Option<Stream>,
+    ) -> Result<Box<dyn Executor + 'a>, Error> {
+        open(DotProduct::Int8, descriptor, memory)
+    }
+}
+
+fn open<'a>(
+    dot: DotProduct,
+    descriptor: &Descriptor,
+    memory: Memory<'a>,
+) -> Result<Box<dyn Executor + 'a>, Error> {
+    let layout = descriptor.layout.clone();
+    let cache = match memory {
+        Memory::Owned => Cache::Owned(CacheBuffers::zeroed(&layout)?),
+        Memory::Host(view) => Cache::Borrowed(view),
+        Memory::HostReadOnly(view) => Cache::ReadOnly(view),
+        Memory::Device(_) => return Err(host_only(crate::Array::Cache(0))),
+    };
+    Ok(Box::new(CpuExecutor { layout, cache, workspace: Workspace::new().with_dot(dot) }))
 }
 
 fn host_only(array: crate::Array) -> Error {

@@ -4,7 +4,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 
-pub use cpu::{CpuBackend, cpu_split_config};
+pub use cpu::{CpuBackend, CpuInt8Backend, cpu_split_config};
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaBackend, cuda_chooser, cuda_tuner};
 

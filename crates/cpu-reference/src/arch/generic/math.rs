@@ -1,6 +1,7 @@
 //! exp and tanh, vectorised. Errors are stated here and checked by tests over the whole range.
 
 use super::Simd;
+use super::simd::EXP2_SHIFT;
 
 /// `exp(x)` for `x <= 88`, at most 2 u off relative to the exact value (u = 2^-24), fused or not.
 ///
@@ -9,8 +10,9 @@ use super::Simd;
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     const LOWEST: f32 = -87.336_54;
-    let n = s.round(s.mul(x, s.splat(std::f32::consts::LOG2_E)));
-    let n = s.max(n, s.splat(-126.0));
+    // The addition rounds to an integer, which then stands in the lowest bits.
+    let shifted = s.mul_add(x, s.splat(std::f32::consts::LOG2_E), s.splat(EXP2_SHIFT));
+    let n = s.sub(shifted, s.splat(EXP2_SHIFT));
     let r = s.mul_add(n, s.splat(-0.693_359_4), x);
     let r = s.mul_add(n, s.splat(2.121_944_4e-4), r);
     let mut y = s.splat(1.987_569_1e-4);
@@ -18,7 +20,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
         y = s.mul_add(y, r, s.splat(coefficient));
     }
     let y = s.add(s.mul_add(s.mul(r, r), y, r), s.splat(1.0));
-    s.select_lt(x, s.splat(LOWEST), s.splat(0.0), s.mul(y, s.exp2_int(n)))
+    s.select_lt(x, s.splat(LOWEST), s.splat(0.0), s.mul(y, s.exp2_shifted(shifted)))
 }
 
 /// `tanh(x)` for finite `x`, at most 6 u off relative to the exact value.

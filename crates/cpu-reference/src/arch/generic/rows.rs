@@ -1,7 +1,8 @@
 //! Where the rows of a tile lie: looked up once for all query rows.
 
 use super::Simd;
-use crate::stage1::{Step, TILE_LEN};
+use crate::split::TILE_LEN;
+use crate::stage1::Step;
 use kv_quant::{Element, MAX_HEAD_DIM, ScaleType};
 
 /// Tokens of a tile.
@@ -58,6 +59,8 @@ pub(crate) struct Rows {
     pub k: SideRows,
     pub v: SideRows,
     pub len: usize,
+    /// Whether every page exists.
+    is_full: bool,
 }
 
 impl SideRows {
@@ -87,23 +90,40 @@ impl SideRows {
         }
     }
 
-    /// Asks for one row's cache lines.
+    /// Asks for one row's cache lines. Rows of zeros are as good as any, which saves asking how many there are.
     #[inline(always)]
     pub(crate) fn prefetch<S: Simd>(&self, s: S, token: usize, head_dim: usize) {
-        let (Some(&codes), Some(&scales)) = (self.codes.get(token), self.scales.get(token)) else { return };
+        let (codes, scales) = (self.codes[token % TILE], self.scales[token % TILE]);
         s.prefetch(codes);
-        let mut at = 64;
-        while at < head_dim {
-            s.prefetch(codes.wrapping_add(at));
-            at += 64;
-        }
         s.prefetch(scales);
+        if head_dim > 64 {
+            s.prefetch(codes.wrapping_add(64));
+            let mut at = 128;
+            while at < head_dim {
+                s.prefetch(codes.wrapping_add(at));
+                at += 64;
+            }
+        }
+    }
+
+    /// The same tokens' rows of the next head; behind `len` rows as they are, which are good to read.
+    #[inline(always)]
+    fn set_next_head(&mut self, rows: &Self, len: usize, planes: &SidePlanes<'_>) {
+        for (plane, to, from) in
+            [(&planes.codes, &mut self.codes, &rows.codes), (&planes.scales, &mut self.scales, &rows.scales)]
+        {
+            let stride = plane.head_stride as usize;
+            for (to, from) in to.iter_mut().zip(from).take(len) {
+                *to = from.wrapping_add(stride);
+            }
+            to[len..].copy_from_slice(&from[len..]);
+        }
     }
 }
 
 impl Rows {
     pub(crate) fn empty() -> Self {
-        Self { k: SideRows::ZERO, v: SideRows::ZERO, len: 0 }
+        Self { k: SideRows::ZERO, v: SideRows::ZERO, len: 0, is_full: false }
     }
 
     /// Looks up tokens `start..end` (at most [`TILE`]) of a request, page by page.
@@ -113,9 +133,11 @@ impl Rows {
         let len = (end - start) as usize;
         let (mut position, mut slot) = (start / page_len, start % page_len);
         let mut at = 0;
+        self.is_full = true;
         while at < len {
             let run = ((page_len - slot) as usize).min(len - at);
             let page = step.page(request, position);
+            self.is_full &= page.is_some();
             self.k.set_run(&step.k, at, run, page, u64::from(slot), head);
             self.v.set_run(&step.v, at, run, page, u64::from(slot), head);
             at += run;
@@ -128,5 +150,23 @@ impl Rows {
             }
         }
         self.len = len;
+    }
+    /// The tokens of `rows` of the next head, which are `start..end` of a request.
+    #[inline(always)]
+    pub(crate) fn next_head(
+        &mut self,
+        rows: &Self,
+        step: &Step<'_>,
+        request: usize,
+        head: u64,
+        [start, end]: [u32; 2],
+    ) {
+        if rows.is_full {
+            self.k.set_next_head(&rows.k, rows.len, &step.k);
+            self.v.set_next_head(&rows.v, rows.len, &step.v);
+            (self.len, self.is_full) = (rows.len, true);
+        } else {
+            self.look_up(step, request, head, start, end);
+        }
     }
 }

@@ -115,15 +115,9 @@ impl<'m> Side<'m> {
         }
     }
 
-    /// Takes one side of a tile of `len` tokens.
+    /// Reads what of one side of a tile of `len` tokens is not read in place: scales, and rows that are copied.
     #[inline(always)]
-    pub(crate) fn load<'a, S: Simd>(
-        &'a mut self,
-        s: S,
-        planes: &SidePlanes<'_>,
-        rows: &'a SideRows,
-        len: usize,
-    ) -> Tile<'a> {
+    pub(crate) fn load<S: Simd>(&mut self, s: S, planes: &SidePlanes<'_>, rows: &SideRows, len: usize) {
         if let Element::Float(float_type) = planes.element {
             self.widen(float_type, planes.head_dim, rows);
         } else {
@@ -144,6 +138,11 @@ impl<'m> Side<'m> {
                 *copy = bytes.as_ptr();
             }
         }
+    }
+
+    /// What was loaded, with the same rows.
+    #[inline(always)]
+    pub(crate) fn tile<'a>(&'a self, rows: &'a SideRows) -> Tile<'a> {
         Tile {
             codes: self.copies.as_deref().map_or(&rows.codes, |copies| &copies.rows),
             scales: self.scales,

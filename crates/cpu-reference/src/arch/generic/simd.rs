@@ -2,6 +2,9 @@
 
 use kv_quant::ScaleType;
 
+/// 1.5 * 2^23 + 127: its neighbours are integers, whose lowest bits are an exponent with its bias.
+pub(crate) const EXP2_SHIFT: f32 = 12_583_039.0;
+
 /// A loop that is compiled once for each instruction set, apart from its caller.
 pub(crate) trait Loop<S: Simd> {
     /// Must be `#[inline(always)]`, so that it is compiled with the target features of the function that it ends up in.
@@ -101,10 +104,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn abs(self, x: Self::F) -> Self::F;
     /// `a * b + c`, fused where the machine can.
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// To the nearest integer.
-    fn round(self, x: Self::F) -> Self::F;
-    /// `2^n` for integers -126 to 127.
-    fn exp2_int(self, n: Self::F) -> Self::F;
+    /// `2^n` of `n + `[`EXP2_SHIFT`] for integers -126 to 127; anything for others.
+    fn exp2_shifted(self, n: Self::F) -> Self::F;
     /// `a < b ? x : y`, lane by lane.
     fn select_lt(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
     /// Stores eight f32: the sums of the lanes of each of `rows`.

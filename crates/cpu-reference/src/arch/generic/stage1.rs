@@ -21,10 +21,13 @@ pub(crate) fn attend<S: Simd>(s: S, step: &Step<'_>, unit: Unit<'_>) {
         ml.copy_from_slice(&[f32::NEG_INFINITY, 0.0]);
     }
     let request = item.request_idx as usize;
-    let tile_end = |start: u32| item.token_end.min(start.saturating_add(TILE as u32));
+    let tile_end = |start: u32| item.token_end.min(start.saturating_add(step.tile_len));
     let mut tables = [Rows::empty(), Rows::empty()];
-    // Logits that become weights, and weights times the scales of one group of V.
-    let mut scratch = [const { Aligned([0f32; TILE * MAX_BLOCK]) }; 2];
+    let mut scratch = Scratch {
+        weights: Aligned([0.0; TILE * MAX_BLOCK]),
+        scaled: Aligned([[0.0; TILE * MAX_BLOCK]; GROUPS]),
+        rescale: [0.0; MAX_BLOCK],
+    };
     let mut memory = [SideMemory::uninit(), SideMemory::uninit()];
     let [k, v] = &mut memory;
     let (mut k, mut v) = (Side::new(s, &step.k, k), Side::new(s, &step.v, v));
@@ -33,39 +36,53 @@ pub(crate) fn attend<S: Simd>(s: S, step: &Step<'_>, unit: Unit<'_>) {
     while start < item.token_end {
         // One tile ahead, so that its rows are on their way while this one is computed. The next tile is the next head's: the
         // heads of a page are neighbours in memory.
-        let (next_start, next_head) =
-            if head + 1 < num_heads { (start, head + 1) } else { (tile_end(start), 0) };
         let [a, b] = &mut tables;
         let (table, next) = if turn { (b, a) } else { (a, b) };
-        next.look_up(step, request, (first_head + next_head) as u64, next_start, tile_end(next_start));
+        let (next_start, next_head) =
+            if head + 1 < num_heads { (start, head + 1) } else { (tile_end(start), 0) };
+        let (page_head, tokens) = ((first_head + next_head) as u64, [next_start, tile_end(next_start)]);
+        if next_head > 0 {
+            next.next_head(table, step, request, page_head, tokens);
+        } else {
+            next.look_up(step, request, page_head, tokens[0], tokens[1]);
+        }
         let (table, next) = (&*table, &*next);
+        // A line of each page, so that the CPU looks up their addresses side by side, not one after another when rows are
+        // fetched.
+        for token in (15..TILE).step_by(16) {
+            s.prefetch(next.k.codes[token]);
+            s.prefetch(next.v.codes[token]);
+        }
         let q = &q[head * o_len..(head + 1) * o_len];
         let o = &mut o[head * o_len..(head + 1) * o_len];
         let ml = &mut ml[head * ml_len..(head + 1) * ml_len];
         let (modes, chunks_per_group) = ([k.mode, v.mode], [k.chunks_per_group, v.chunks_per_group]);
-        let k = k.load(s, &step.k, &table.k, table.len);
-        let v = v.load(s, &step.v, &table.v, table.len);
+        k.load(s, &step.k, &table.k, table.len);
         let mut first = 0;
         while first < rows {
             let num_rows = (rows - first).min(MAX_BLOCK);
             let mask = step.block_mask(request, first_head + head, first, num_rows);
+            // The first block fetches for all.
+            let ahead = |rows| Ahead { rows, is_due: first == 0, head_dim: step.head_dim };
             let block = Block {
                 step,
                 mask: &mask,
                 first_token: start,
                 len: table.len,
-                k,
-                v,
+                k: k.tile(&table.k),
                 modes,
                 chunks_per_group,
-                next,
-                ahead_len: if first == 0 { next.len } else { 0 },
+                fetched: [ahead(&table.v), ahead(&next.k)],
                 num_rows,
                 q: &q[first * padded_dim..(first + num_rows) * padded_dim],
             };
             let o = &mut o[first * padded_dim..(first + num_rows) * padded_dim];
-            let ml = &mut ml[first * 2..(first + num_rows) * 2];
-            block.run(s, &mut scratch, o, ml);
+            block.weigh(s, &mut scratch, &mut ml[first * 2..(first + num_rows) * 2]);
+            // V's scales lie behind its codes, which have been fetched by now.
+            if first == 0 {
+                v.load(s, &step.v, &table.v, table.len);
+            }
+            block.add(s, v.tile(&table.v), &mut scratch, o);
             first += num_rows;
         }
         (start, head, turn) = (next_start, next_head, !turn);
@@ -79,83 +96,70 @@ struct Block<'a> {
     first_token: u32,
     len: usize,
     k: Tile<'a>,
-    v: Tile<'a>,
     /// How chunks of K and of V are made.
     modes: [u8; 2],
     chunks_per_group: [usize; 2],
-    /// The next tile's rows, and how many of them this block is to fetch.
-    next: &'a Rows,
-    ahead_len: usize,
+    /// Rows that are fetched meanwhile: this tile's V during q.k, the next tile's K during p.v.
+    fetched: [Ahead<'a>; 2],
     num_rows: usize,
     /// `[chunk][row][lane]`.
     q: &'a [f32],
 }
 
 impl Block<'_> {
+    /// Logits, and weights relative to the new maxima.
     #[inline(always)]
-    fn run<S: Simd>(&self, s: S, scratch: &mut [Logits; 2], o: &mut [f32], ml: &mut [f32]) {
+    fn weigh<S: Simd>(&self, s: S, scratch: &mut Scratch, ml: &mut [f32]) {
         // Rows, rows rounded up to a power of two, tokens at once in q.k.
         if S::LANES == 16 {
             match self.num_rows {
-                1 => self.run_rows::<S, 1, 1, 8>(s, scratch, o, ml),
-                2 => self.run_rows::<S, 2, 2, 8>(s, scratch, o, ml),
-                3 => self.run_rows::<S, 3, 4, 4>(s, scratch, o, ml),
-                4 => self.run_rows::<S, 4, 4, 4>(s, scratch, o, ml),
-                5 => self.run_rows::<S, 5, 8, 2>(s, scratch, o, ml),
-                6 => self.run_rows::<S, 6, 8, 2>(s, scratch, o, ml),
-                7 => self.run_rows::<S, 7, 8, 2>(s, scratch, o, ml),
-                _ => self.run_rows::<S, 8, 8, 2>(s, scratch, o, ml),
+                1 => self.weigh_rows::<S, 1, 1, 8>(s, scratch, ml),
+                2 => self.weigh_rows::<S, 2, 2, 8>(s, scratch, ml),
+                3 => self.weigh_rows::<S, 3, 4, 4>(s, scratch, ml),
+                4 => self.weigh_rows::<S, 4, 4, 4>(s, scratch, ml),
+                5 => self.weigh_rows::<S, 5, 8, 2>(s, scratch, ml),
+                6 => self.weigh_rows::<S, 6, 8, 2>(s, scratch, ml),
+                7 => self.weigh_rows::<S, 7, 8, 2>(s, scratch, ml),
+                _ => self.weigh_rows::<S, 8, 8, 2>(s, scratch, ml),
             }
         } else {
             match self.num_rows {
-                1 => self.run_rows::<S, 1, 1, 8>(s, scratch, o, ml),
-                2 => self.run_rows::<S, 2, 2, 4>(s, scratch, o, ml),
-                3 => self.run_rows::<S, 3, 4, 4>(s, scratch, o, ml),
-                4 => self.run_rows::<S, 4, 4, 2>(s, scratch, o, ml),
-                5 => self.run_rows::<S, 5, 8, 1>(s, scratch, o, ml),
-                6 => self.run_rows::<S, 6, 8, 1>(s, scratch, o, ml),
-                7 => self.run_rows::<S, 7, 8, 1>(s, scratch, o, ml),
-                _ => self.run_rows::<S, 8, 8, 1>(s, scratch, o, ml),
+                1 => self.weigh_rows::<S, 1, 1, 8>(s, scratch, ml),
+                2 => self.weigh_rows::<S, 2, 2, 4>(s, scratch, ml),
+                3 => self.weigh_rows::<S, 3, 4, 4>(s, scratch, ml),
+                4 => self.weigh_rows::<S, 4, 4, 2>(s, scratch, ml),
+                5 => self.weigh_rows::<S, 5, 8, 1>(s, scratch, ml),
+                6 => self.weigh_rows::<S, 6, 8, 1>(s, scratch, ml),
+                7 => self.weigh_rows::<S, 7, 8, 1>(s, scratch, ml),
+                _ => self.weigh_rows::<S, 8, 8, 1>(s, scratch, ml),
             }
         }
     }
 
     #[inline(always)]
-    fn run_rows<S: Simd, const R: usize, const RS: usize, const TB: usize>(
+    fn weigh_rows<S: Simd, const R: usize, const RS: usize, const TB: usize>(
         &self,
         s: S,
-        scratch: &mut [Logits; 2],
-        o: &mut [f32],
+        scratch: &mut Scratch,
         ml: &mut [f32],
     ) {
-        let [logits, scaled] = scratch;
-        let mut rescale = [0f32; MAX_BLOCK];
-        self.dot::<S, R, RS, TB>(s, logits);
+        self.dot::<S, R, RS, TB>(s, &mut scratch.weights);
         s.run(Softmax::<RS> {
             rule: &self.step.rule,
             mask: self.mask,
             first_token: self.first_token,
             len: self.len,
-            logits: &mut logits.0,
+            logits: &mut scratch.weights.0,
             ml,
-            rescale: &mut rescale,
+            rescale: &mut scratch.rescale,
         });
-        // Rows go through p.v by four at most: more sums do not fit into registers.
-        let parts = match R {
-            5 => [3, 2],
-            6 => [3, 3],
-            7 => [4, 3],
-            8 => [4, 4],
-            _ => [R, 0],
-        };
-        self.values::<S, RS>(s, logits, scaled, &rescale, parts, o);
     }
 
     #[inline(always)]
-    fn dot<S: Simd, const R: usize, const RS: usize, const TB: usize>(&self, s: S, logits: &mut Logits) {
+    fn dot<S: Simd, const R: usize, const RS: usize, const TB: usize>(&self, s: S, logits: &mut Weights) {
         // Not of the padded length, which may be a vector longer than the row is readable.
         let n = self.step.head_dim.div_ceil(S::LANES);
-        let ahead = Ahead { rows: &self.next.k, len: self.ahead_len, head_dim: self.step.head_dim };
+        let [ahead, _] = self.fetched;
         let (q, k, len, logits) = (self.q.as_ptr(), self.k, self.len, logits.0.as_mut_ptr());
         if self.step.is_integer {
             let n = self.step.head_dim / (4 * S::LANES);
@@ -183,43 +187,68 @@ impl Block<'_> {
         }
     }
 
+    /// Adds the weighted values to `o`.
     #[inline(always)]
-    fn values<S: Simd, const RS: usize>(
+    fn add<S: Simd>(&self, s: S, v: Tile<'_>, scratch: &mut Scratch, o: &mut [f32]) {
+        // Rows go through p.v by four at most: more sums do not fit into registers.
+        match self.num_rows {
+            1 => self.add_rows::<S, 1>(s, v, scratch, [1, 0], o),
+            2 => self.add_rows::<S, 2>(s, v, scratch, [2, 0], o),
+            3 => self.add_rows::<S, 4>(s, v, scratch, [3, 0], o),
+            4 => self.add_rows::<S, 4>(s, v, scratch, [4, 0], o),
+            5 => self.add_rows::<S, 8>(s, v, scratch, [3, 2], o),
+            6 => self.add_rows::<S, 8>(s, v, scratch, [3, 3], o),
+            7 => self.add_rows::<S, 8>(s, v, scratch, [4, 3], o),
+            _ => self.add_rows::<S, 8>(s, v, scratch, [4, 4], o),
+        }
+    }
+
+    #[inline(always)]
+    fn add_rows<S: Simd, const RS: usize>(
         &self,
         s: S,
-        weights: &Logits,
-        scaled: &mut Logits,
-        rescale: &[f32; MAX_BLOCK],
+        v: Tile<'_>,
+        scratch: &mut Scratch,
         parts: [usize; 2],
         o: &mut [f32],
     ) {
         let num_chunks = self.step.head_dim.div_ceil(S::LANES);
         let chunks_per_group = self.chunks_per_group[1];
+        let Scratch { weights, scaled, rescale } = scratch;
         let mut pass = Pass {
             weights: weights.0.as_ptr(),
-            tile: self.v,
+            group_stride: 0,
+            tile: v,
             len: self.len,
-            num_chunks,
             first: 0,
             end: num_chunks,
-            ahead: Ahead { rows: &self.next.v, len: self.ahead_len, head_dim: self.step.head_dim },
+            chunks_per_group: num_chunks,
+            ahead: self.fetched[1],
+            ahead_per_chunk: TILE.div_ceil(num_chunks),
             rescale,
             o: o.as_mut_ptr(),
             o_stride: self.step.padded_dim,
         };
-        // SAFETY: weights are TILE * MAX_BLOCK, RS to a token; o has as many rows as the parts say; V was loaded for this
-        // tile with num_chunks chunks, in the mode that is matched.
+        // SAFETY: weights are TILE * MAX_BLOCK, RS to a token, for each group where there are several; o has as many rows as
+        // the parts say; V was loaded for this tile with num_chunks chunks, in the mode that is matched.
         unsafe {
             match self.modes[1] {
                 FLOATS => run_parts::<S, RS, FLOATS>(s, pass, parts),
                 TWO_SCALES => run_parts::<S, RS, TWO_SCALES>(s, pass, parts),
                 _ if chunks_per_group < 2 => run_parts::<S, RS, ONE_SCALE>(s, pass, parts),
                 _ => {
-                    for scales in self.v.scales.chunks_exact(SCALE_STRIDE) {
-                        let (weights, scaled) = (&weights.0, &mut scaled.0);
-                        pass.weights = scaled.as_ptr();
-                        s.run(ScaleWeights::<RS> { weights, scales, len: self.len, scaled });
-                        pass.end = (pass.first + chunks_per_group).min(num_chunks);
+                    pass.chunks_per_group = chunks_per_group;
+                    for scales in v.scales.chunks(GROUPS * SCALE_STRIDE) {
+                        s.run(ScaleWeights::<RS> {
+                            weights: &weights.0,
+                            scales,
+                            len: self.len,
+                            scaled: &mut scaled.0,
+                        });
+                        pass.weights = scaled.0.as_ptr().cast();
+                        pass.group_stride = TILE * MAX_BLOCK;
+                        pass.end =
+                            (pass.first + scales.len() / SCALE_STRIDE * chunks_per_group).min(num_chunks);
                         run_parts::<S, RS, NO_SCALE>(s, pass, parts);
                         pass.first = pass.end;
                     }
@@ -259,13 +288,26 @@ unsafe fn run_parts<S: Simd, const RS: usize, const MODE: u8>(s: S, mut pass: Pa
             pass.weights = pass.weights.add(part);
             pass.o = pass.o.add(part * pass.o_stride);
         }
-        pass.rescale = &pass.rescale[part..];
-        pass.ahead.len = 0;
+        pass.rescale = pass.rescale.get(part..).unwrap_or_default();
+        pass.ahead.is_due = false;
     }
 }
 
+/// Groups of V whose scaled weights are made at once.
+const GROUPS: usize = 4;
+
 /// Vectors of the widest instance start on cache lines.
 #[repr(align(64))]
-struct Aligned<const N: usize>([f32; N]);
+struct Aligned<T>(T);
 
-type Logits = Aligned<{ TILE * MAX_BLOCK }>;
+type Weights = Aligned<[f32; TILE * MAX_BLOCK]>;
+
+/// What a block leaves for its next step.
+struct Scratch {
+    /// Logits that become weights.
+    weights: Weights,
+    /// Weights times the scales of some groups of V.
+    scaled: Aligned<[[f32; TILE * MAX_BLOCK]; GROUPS]>,
+    /// Factors of the sums so far.
+    rescale: [f32; MAX_BLOCK],
+}

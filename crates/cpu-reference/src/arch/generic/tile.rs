@@ -16,15 +16,18 @@ const SUMS: usize = 8;
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead<'a> {
     pub rows: &'a SideRows,
-    pub len: usize,
+    pub is_due: bool,
     pub head_dim: usize,
 }
 
 impl Ahead<'_> {
+    /// Asks for rows `tokens`, modulo [`TILE`].
     #[inline(always)]
-    fn fetch<S: Simd>(&self, s: S, token: usize) {
-        if token < self.len.min(TILE) {
-            self.rows.prefetch(s, token, self.head_dim);
+    fn fetch<S: Simd>(&self, s: S, tokens: std::ops::Range<usize>) {
+        if self.is_due {
+            for token in tokens {
+                self.rows.prefetch(s, token, self.head_dim);
+            }
         }
     }
 }
@@ -72,9 +75,7 @@ impl<S: Simd, const R: usize, const RS: usize, const TB: usize, const CPG: usize
         let mut first = 0;
         while first < len {
             let mut sums = [[s.splat(0.0); R]; TB];
-            for t in 0..TB {
-                ahead.fetch(s, first + t);
-            }
+            ahead.fetch(s, first..first + TB);
             if CPG == 0 {
                 for chunk in 0..num_chunks {
                     for t in 0..TB {
@@ -154,9 +155,7 @@ impl<S: Simd, const R: usize, const RS: usize, const TB: usize> Loop<S> for IntD
         let mut first = 0;
         while first < len {
             let mut sums = [[s.splat(0.0); R]; TB];
-            for t in 0..TB {
-                ahead.fetch(s, first + t);
-            }
+            ahead.fetch(s, first..first + TB);
             for vector in 0..num_vectors {
                 for t in 0..TB {
                     // SAFETY: first + t < TILE, every row has num_vectors vectors, and q has R of each.
@@ -201,28 +200,29 @@ unsafe fn store_logits<S: Simd, const R: usize, const RS: usize, const TB: usize
     }
 }
 
-/// Weights times the scales of one group of V, `[token][RS]` like the weights.
+/// Weights times the scales of some groups of V, `[group][token][RS]` like the weights.
 pub(crate) struct ScaleWeights<'a, const RS: usize> {
     pub weights: &'a [f32; TILE * MAX_BLOCK],
-    /// Of a group: [`SCALE_STRIDE`] of them.
+    /// [`SCALE_STRIDE`] of each group.
     pub scales: &'a [f32],
     pub len: usize,
-    pub scaled: &'a mut [f32; TILE * MAX_BLOCK],
+    pub scaled: &'a mut [[f32; TILE * MAX_BLOCK]],
 }
 
 impl<S: Simd, const RS: usize> Loop<S> for ScaleWeights<'_, RS> {
     #[inline(always)]
     fn run(self, s: S) {
-        assert!(self.scales.len() >= SCALE_STRIDE && self.len <= TILE && RS <= MAX_BLOCK);
-        let mut at = 0;
-        while at < self.len * RS {
-            // SAFETY: TILE * RS is a multiple of the lanes; behind a group's scales there is room for a vector.
-            unsafe {
-                let scale = s.load_repeated::<RS>(self.scales.as_ptr().add(at / RS));
-                let scaled = s.mul(s.load(self.weights.as_ptr().add(at)), scale);
-                s.store(self.scaled.as_mut_ptr().add(at), scaled);
+        assert!(self.len <= TILE && RS <= MAX_BLOCK);
+        for (scales, scaled) in self.scales.chunks_exact(SCALE_STRIDE).zip(self.scaled) {
+            let mut at = 0;
+            while at < self.len * RS {
+                // SAFETY: TILE * RS is a multiple of the lanes; behind a group's scales there is room for a vector.
+                unsafe {
+                    let scale = s.load_repeated::<RS>(scales.as_ptr().add(at / RS));
+                    s.store(scaled.as_mut_ptr().add(at), s.mul(s.load(self.weights.as_ptr().add(at)), scale));
+                }
+                at += S::LANES;
             }
-            at += S::LANES;
         }
     }
 }
@@ -245,16 +245,19 @@ pub(crate) struct Values<
 /// What [`Values`] needs to know.
 #[derive(Clone, Copy)]
 pub(crate) struct Pass<'a> {
-    /// `[token][RS]`.
+    /// `[token][RS]` for each group.
     pub weights: *const f32,
+    /// From the weights of a group to those of the next.
+    pub group_stride: usize,
     pub tile: Tile<'a>,
     pub len: usize,
-    /// All chunks of a row.
-    pub num_chunks: usize,
     pub first: usize,
     pub end: usize,
+    pub chunks_per_group: usize,
     /// Rows that are fetched meanwhile, spread over all chunks.
     pub ahead: Ahead<'a>,
+    /// How many of them for each chunk.
+    pub ahead_per_chunk: usize,
     /// One a row.
     pub rescale: &'a [f32],
     pub o: *mut f32,
@@ -272,7 +275,7 @@ impl<
 > Values<'a, R, RS, CB, TU, SUMS_OF, MODE>
 {
     /// # Safety
-    /// `weights` holds `len * RS` f32 (but for the rows before) of which a token's first `R` are taken; `o` has `R` rows of
+    /// `weights` holds `len * RS` f32 a group (but for the rows before) of which a token's first `R` are taken; `o` has `R` rows of
     /// `o_stride` f32 and `end` chunks in each; `tile` has as many, `len <= TILE`, and `MODE` fits it.
     #[inline(always)]
     pub(crate) unsafe fn new(pass: Pass<'a>) -> Self {
@@ -292,17 +295,21 @@ impl<
 {
     #[inline(always)]
     fn run(self, s: S) {
-        let Self { pass } = self;
+        let Self { mut pass } = self;
         let mut chunk = pass.first;
         // SAFETY: as promised to `new`.
         unsafe {
-            while chunk + CB <= pass.end {
-                values::<S, R, RS, CB, TU, SUMS_OF, MODE>(s, &pass, chunk);
-                chunk += CB;
-            }
             while chunk < pass.end {
-                values::<S, R, RS, 1, TU, SUMS_OF, MODE>(s, &pass, chunk);
-                chunk += 1;
+                let group_end = (chunk + pass.chunks_per_group).min(pass.end);
+                while chunk + CB <= group_end {
+                    values::<S, R, RS, CB, TU, SUMS_OF, MODE>(s, &pass, chunk);
+                    chunk += CB;
+                }
+                while chunk < group_end {
+                    values::<S, R, RS, 1, TU, SUMS_OF, MODE>(s, &pass, chunk);
+                    chunk += 1;
+                }
+                pass.weights = pass.weights.wrapping_add(pass.group_stride);
             }
         }
     }
@@ -328,10 +335,8 @@ unsafe fn values<
 ) {
     const { assert!(SUMS_OF <= TU && R <= RS) };
     let Pass { weights, tile, len, rescale, o, o_stride, .. } = *pass;
-    let ahead = |chunk: usize| chunk * TILE / pass.num_chunks;
-    for token in ahead(chunk)..ahead(chunk + CB) {
-        pass.ahead.fetch(s, token);
-    }
+    let ahead = [chunk, chunk + CB].map(|chunk| chunk * pass.ahead_per_chunk);
+    pass.ahead.fetch(s, ahead[0]..ahead[1].min(TILE));
     let mut sums = [[[s.splat(0.0); CB]; R]; SUMS_OF];
     let mut token = 0;
     while token + TU <= len {

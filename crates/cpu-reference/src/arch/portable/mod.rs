@@ -127,15 +127,8 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn round(self, x: F8) -> F8 {
-        // Adding 1.5 * 2^23 leaves no fraction bits; exact for |x| < 2^22, beyond which exp has saturated.
-        const SHIFT: f32 = 12_582_912.0;
-        F8(x.0.map(|x| (x + SHIFT) - SHIFT))
-    }
-
-    #[inline(always)]
-    fn exp2_int(self, n: F8) -> F8 {
-        F8(n.0.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23)))
+    fn exp2_shifted(self, n: F8) -> F8 {
+        F8(n.0.map(|n| f32::from_bits(n.to_bits() << 23)))
     }
 
     #[inline(always)]
