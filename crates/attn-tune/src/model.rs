@@ -12,9 +12,10 @@
 use crate::choice::{Choice, HEADS_PER_BLOCK, TILE_LEN};
 use crate::{PolicyClass, RunKey, StaticKey};
 use kv_quant::CacheFormat;
+use serde::{Deserialize, Serialize};
 
 /// The GPU, as far as the model looks at it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// The device's name.
     pub device: String,
@@ -31,7 +32,7 @@ pub struct Machine {
 }
 
 /// What the kernel for a key looks like, as far as the model looks at it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Shape {
     /// Blocks of stage 1 that one multiprocessor holds at once.
     pub blocks_per_sm: u32,
@@ -64,7 +65,7 @@ impl Shape {
 }
 
 /// The constants. [`Self::default`] was fitted to measurements; `docs/tuning.md` says to which and how well.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CostModel {
     /// From the launch until the first bytes arrive, and from the last byte until the result is written, microseconds.
     pub launch_us: f64,
@@ -103,6 +104,32 @@ impl Default for CostModel {
 }
 
 impl CostModel {
+    /// The constants by name, for who fits them anew (`cargo xtask tune --fit`).
+    pub fn constants(&mut self) -> [(&'static str, &mut f64); 9] {
+        let Self {
+            launch_us,
+            item_us,
+            block_gb_per_s,
+            paged,
+            scattered,
+            scattered_together,
+            scattered_alone,
+            merge_us,
+            merge_partial_us,
+        } = self;
+        [
+            ("launch_us", launch_us),
+            ("item_us", item_us),
+            ("block_gb_per_s", block_gb_per_s),
+            ("paged", paged),
+            ("scattered", scattered),
+            ("scattered_together", scattered_together),
+            ("scattered_alone", scattered_alone),
+            ("merge_us", merge_us),
+            ("merge_partial_us", merge_partial_us),
+        ]
+    }
+
     /// Microseconds that a step is expected to take.
     pub fn predict(
         &self,

@@ -1,7 +1,7 @@
 //! `cargo xtask tune --report`: tuned against the model's choice and against the floor.
 
 use anyhow::{Context, Result};
-use attn_tune::{Profile, StaticKey, Table};
+use attn_tune::{Point, Profile, StaticKey, Table};
 use plotters::prelude::*;
 use std::path::Path;
 
@@ -12,28 +12,43 @@ const MODEL: RGBColor = RGBColor(213, 94, 0);
 const FLOOR: RGBColor = RGBColor(90, 90, 90);
 
 /// How well the cost model does by itself: its choice's speed as a share of the tuned speed.
+#[derive(Clone, Debug, PartialEq)]
 pub struct ModelShare {
     pub median: f64,
     pub worst: f64,
+    /// Where that is.
+    pub worst_at: String,
     pub points: usize,
 }
 
 impl ModelShare {
     /// Over all points of a profile; `None` if it has none.
     pub fn of(profile: &Profile) -> Option<Self> {
-        let timings = profile.tables.values().flat_map(Table::values).map(|point| point.timing);
-        let mut shares: Vec<f64> = timings.map(|timing| timing.us / timing.model_us).collect();
-        shares.sort_by(f64::total_cmp);
-        Some(Self { median: *shares.get(shares.len() / 2)?, worst: *shares.first()?, points: shares.len() })
+        let tables = profile.tables.iter();
+        Self::among(tables.flat_map(|(key, table)| {
+            table.iter().map(move |(run, Point { timing, .. })| {
+                (timing.us / timing.model_us, format!("{key}, {run}"))
+            })
+        }))
+    }
+
+    /// Over shares and where they are.
+    pub fn among(shares: impl Iterator<Item = (f64, String)>) -> Option<Self> {
+        let mut shares: Vec<(f64, String)> = shares.collect();
+        shares.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let median = shares.get(shares.len() / 2)?.0;
+        let (worst, worst_at) = shares.first()?.clone();
+        Some(Self { median, worst, worst_at, points: shares.len() })
     }
 }
 
 impl std::fmt::Display for ModelShare {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { median, worst, points } = self;
+        let Self { median, worst, worst_at, points } = self;
         write!(
             f,
-            "the cost model alone reaches {:.1} % of the tuned speed at the median of {points} points, {:.1} % at the worst",
+            "the cost model alone reaches {:.1} % of the tuned speed at the median of {points} points, {:.1} % at the worst \
+             ({worst_at})",
             100.0 * median,
             100.0 * worst
         )
@@ -133,6 +148,8 @@ mod tests {
         let share = ModelShare::of(&profile).unwrap();
         assert_eq!(share.points, 5);
         assert!((share.worst - 5.25 / 5.75).abs() < 1e-12 && share.median > share.worst);
+        assert!(share.to_string().contains("91.3 % at the worst (d128"), "{share}");
+        assert!(share.worst_at.contains("1 requests, 1024 tokens"), "{share}");
         assert!(ModelShare::of(&Profile::default()).is_none());
     }
 }
