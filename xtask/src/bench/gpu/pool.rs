@@ -50,7 +50,7 @@ impl Pool {
         if !pool.as_ref().and_then(|pool| pool.filled.as_ref()).is_some_and(serves) {
             let layout = case.layout_of(num_pages.next_multiple_of(pattern.layout.num_pages()))?;
             let bytes = Self::room_for(&layout);
-            if !pool.as_ref().is_some_and(|pool| pool.arena.len_bytes() as u64 >= bytes) {
+            if pool.as_ref().is_none_or(|pool| (pool.arena.len_bytes() as u64) < bytes) {
                 // The old one's memory first: two large pools may not fit side by side.
                 *pool = None;
                 *pool = Some(Self::with_room(device, bytes)?);
