@@ -4,7 +4,7 @@
 //! the logarithms of the constants (they are positive). No randomness: the same journals give the same constants.
 
 use super::journal::{self, Contents};
-use super::report::ModelShare;
+use super::share::ModelShare;
 use anyhow::{Context, Result, ensure};
 use attn_tune::{Choice, CostModel, Machine, RunKey, Shape, StaticKey};
 use std::fmt::Write as _;

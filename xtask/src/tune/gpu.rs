@@ -1,12 +1,13 @@
 //! The search on a device.
 
+use super::Args;
 use super::check::{self, Check, Judged};
 use super::drive::{Device, Run};
 use super::grid::Grid;
 use super::journal::Header;
 use super::pick::{Facts, pick};
 use super::search::{Effort, Outcome, Subject, search};
-use super::{Args, report};
+use super::share::ModelShare;
 use crate::bench::case::Case;
 use crate::bench::gpu::{Bench, DevicePlan, Pool, Step, quantiles};
 use crate::bench::inputs::{Inputs, Patterns};
@@ -20,10 +21,10 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Threads that make inputs and ask the oracle while the device measures.
-const NUM_MAKERS: usize = 4;
-/// A stretch of samples is not drawn out beyond this.
-const STRETCH: Duration = Duration::from_millis(25);
+/// Threads that make inputs and ask the oracle while the device measures, where there are as many processors twice.
+const MOST_MAKERS: usize = 8;
+/// A stretch of samples ends with the first one beyond this: long launches are alike.
+const STRETCH: Duration = Duration::from_millis(8);
 /// Shapes of grid that the copy-only reader is tried with.
 const READER_GRIDS: usize = 2;
 /// Memory beside the rows that are read: padding, rounding up to whole patterns.
@@ -60,7 +61,7 @@ impl Subject for Trial<'_> {
             ran.into_iter().map(|(plan, out, arithmetic)| (plan, (out, arithmetic))).unzip();
         let judged: Vec<Result<Judged, String>> = outputs
             .into_par_iter()
-            .map(|(out, arithmetic)| out.and_then(|out| check.judge(out, &arithmetic)))
+            .map(|(out, arithmetic)| out.and_then(|out| check.judge(out.to_f32(), &arithmetic)))
             .collect();
         let faults = check::faults(check, &judged);
         for ((choice, plan), fault) in choices.iter().zip(plans).zip(&faults) {
@@ -123,7 +124,7 @@ impl Device for Gpu<'_> {
         let floor_us = match floors.entry((StaticKey { gqa_group: 1, ..key }, run)) {
             std::collections::hash_map::Entry::Occupied(known) => *known.get(),
             std::collections::hash_map::Entry::Vacant(place) => {
-                let us = quantiles(&mut step.time_reader_of(READER_GRIDS, 1, 3)?).0;
+                let us = quantiles(&mut step.time_reader_of(READER_GRIDS, 1, 3, STRETCH)?).0;
                 // Where there is no reader for the scale type, the bytes over the bandwidth.
                 *place.insert(if us.is_finite() { us } else { bytes / bench.read_gb_per_s / 1e3 })
             }
@@ -169,12 +170,14 @@ pub fn run(args: &Args) -> Result<()> {
     let (l2_bytes, read) = (header.machine.l2_bytes, header.machine.read_gb_per_s);
     let todo = run.todo.clone();
     let (profile, file, counts) = thread::scope(|scope| {
-        let makers = (0..NUM_MAKERS)
+        let num_makers = thread::available_parallelism().map_or(1, |processors| processors.get() / 2);
+        let num_makers = num_makers.clamp(1, MOST_MAKERS);
+        let makers = (0..num_makers)
             .map(|maker| {
                 let (send, receive) = sync_channel(1);
                 let (patterns, todo) = (bench.patterns.clone(), &todo);
                 scope.spawn(move || {
-                    for case in todo.iter().skip(maker).step_by(NUM_MAKERS) {
+                    for case in todo.iter().skip(maker).step_by(num_makers) {
                         // Nobody waits any more: the time is up.
                         if send.send(make(case, &patterns, l2_bytes, read)).is_err() {
                             return;
@@ -189,7 +192,7 @@ pub fn run(args: &Args) -> Result<()> {
     })?;
     println!("{}: {counts}, in {:.0} s", device.facts().name, start.elapsed().as_secs_f64());
     println!("{}", profile.coverage);
-    if let Some(share) = report::ModelShare::of(&profile) {
+    if let Some(share) = ModelShare::of(&profile) {
         println!("{share}");
     }
     println!("{}", file.display());

@@ -18,6 +18,7 @@ mod pick;
 mod report;
 #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "searches on a device"))]
 mod search;
+mod share;
 #[cfg(test)]
 mod tests;
 
@@ -75,7 +76,7 @@ pub fn run(args: &Args) -> Result<()> {
         let profile = read(profile)?;
         report::draw(&profile, svg)?;
         println!("wrote {}", svg.display());
-        if let Some(share) = report::ModelShare::of(&profile) {
+        if let Some(share) = share::ModelShare::of(&profile) {
             println!("{}: {share}", profile.device);
         }
         return Ok(());
@@ -101,7 +102,7 @@ fn ship(file: &Path) -> Result<()> {
     let svg = root.join("docs/img").join(format!("tuned-{}", name.replace(".toml", ".svg")));
     report::draw(&profile, &svg)?;
     println!("{}: {}", profile.device, profile.coverage);
-    if let Some(share) = report::ModelShare::of(&profile) {
+    if let Some(share) = share::ModelShare::of(&profile) {
         println!("{share}");
     }
     println!("{}, {}", to.display(), svg.display());

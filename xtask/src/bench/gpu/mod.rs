@@ -14,7 +14,7 @@ use super::GpuArgs;
 use super::case::Case;
 pub use super::record::quantiles;
 use super::record::{Record, Row, peers};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use attn_kernels::device::{CudaDevice, Kernels, Stream};
 use attn_plan::SplitConfig;
 use measure::Measured;
@@ -88,15 +88,10 @@ impl Bench<'_> {
         };
         let plan = step.plan(&split)?;
         let got = step.run(&plan)?;
-        let relative_error = case
-            .is_checked
-            .then(|| {
-                Ok::<_, anyhow::Error>(step::relative_error(
-                    got.get(..case.spec.q_elements(1)).unwrap_or(&got),
-                    &step.oracle()?,
-                ))
-            })
-            .transpose()?;
+        let got = got.to_f32();
+        ensure!(got.iter().all(|x| x.is_finite()), "the output has values that are not finite");
+        let of_first = || Ok::<_, anyhow::Error>(step::relative_error(&got, &step.oracle()?));
+        let relative_error = case.is_checked.then(of_first).transpose()?;
         let microseconds = step.time(&plan, self.num_samples)?;
         let copy_only_microseconds = step.time_reader(self.num_samples)?;
         let text = format!(
