@@ -11,7 +11,7 @@
 
 use crate::choice::{Choice, HEADS_PER_BLOCK, TILE_LEN};
 use crate::{PolicyClass, RunKey, StaticKey};
-use kv_quant::CacheFormat;
+use kv_quant::CacheLayout;
 use serde::{Deserialize, Serialize};
 
 /// The GPU, as far as the model looks at it.
@@ -45,16 +45,18 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// The shape for a format and a key.
+    /// The shape for a layout and a key.
     pub fn new(
-        format: &CacheFormat,
+        layout: &CacheLayout,
         key: &StaticKey,
         blocks_per_sm: u32,
         max_heads_per_block: u32,
         rows: u32,
     ) -> Self {
         let num_rows = key.gqa_group * key.q_len;
-        let row_bytes = format.bytes_per_token() / u64::from(format.num_kv_heads().max(1));
+        // As they lie: records are padded.
+        let rows_per_page = u64::from(layout.format().num_kv_heads() * layout.page_len()).max(1);
+        let row_bytes = layout.bytes_per_page() / rows_per_page;
         Self {
             blocks_per_sm: blocks_per_sm.max(1),
             max_heads_per_block: max_heads_per_block.max(1),
@@ -64,6 +66,11 @@ impl Shape {
     }
 }
 
+/// Bytes that the memory gives at a time.
+const LINE_BYTES: u32 = 128;
+/// Of the blocks that [`CostModel::block_gb_per_s`] is of.
+const USUAL_BLOCKS_PER_SM: f64 = 3.0;
+
 /// The constants. [`Self::default`] was fitted to measurements; `docs/tuning.md` says to which and how well.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CostModel {
@@ -71,7 +78,7 @@ pub struct CostModel {
     pub launch_us: f64,
     /// One work item: its prologue, its cold pipeline, its epilogue.
     pub item_us: f64,
-    /// What one block streams at most, GB/s: its ring of tiles over the latency of the memory.
+    /// What one block of three on a multiprocessor streams at most, GB/s: its ring of tiles over the latency of the memory.
     pub block_gb_per_s: f64,
     /// Share of the read bandwidth within reach on rows of paged heads.
     pub paged: f64,
@@ -81,6 +88,8 @@ pub struct CostModel {
     pub scattered_together: f64,
     /// The same on scattered rows of a cache with a single kv head.
     pub scattered_alone: f64,
+    /// What is left of it where a row's codes are shorter than a line of memory, and a block takes one head or two.
+    pub thin: f64,
     /// Stage 2: launch and first loads.
     pub merge_us: f64,
     /// Stage 2: each further partial of a request.
@@ -90,22 +99,23 @@ pub struct CostModel {
 impl Default for CostModel {
     fn default() -> Self {
         Self {
-            launch_us: 2.96,
-            item_us: 3.04,
-            block_gb_per_s: 20.2,
+            launch_us: 1.50,
+            item_us: 4.02,
+            block_gb_per_s: 18.2,
             paged: 1.0,
-            scattered: 0.839,
-            scattered_together: 0.912,
+            scattered: 0.905,
+            scattered_together: 0.908,
             scattered_alone: 0.773,
-            merge_us: 1.96,
-            merge_partial_us: 0.025,
+            thin: 0.561,
+            merge_us: 1.21,
+            merge_partial_us: 0.026,
         }
     }
 }
 
 impl CostModel {
     /// The constants by name, for who fits them anew (`cargo xtask tune --fit`).
-    pub fn constants(&mut self) -> [(&'static str, &mut f64); 9] {
+    pub fn constants(&mut self) -> [(&'static str, &mut f64); 10] {
         let Self {
             launch_us,
             item_us,
@@ -114,6 +124,7 @@ impl CostModel {
             scattered,
             scattered_together,
             scattered_alone,
+            thin,
             merge_us,
             merge_partial_us,
         } = self;
@@ -125,6 +136,7 @@ impl CostModel {
             ("scattered", scattered),
             ("scattered_together", scattered_together),
             ("scattered_alone", scattered_alone),
+            ("thin", thin),
             ("merge_us", merge_us),
             ("merge_partial_us", merge_partial_us),
         ]
@@ -164,7 +176,11 @@ impl CostModel {
         };
         let work = tiles + batch * overhead;
         let load = (work / workers).ceil().max(least.min(tiles));
-        let used = (work / load).ceil().clamp(1.0, workers).min(tiles.ceil());
+        // No request is long enough for two of the smallest splits: each is one worker's.
+        let longest = f64::from(run.longest.div_ceil(TILE_LEN));
+        let is_uncut = key.policy == PolicyClass::Throughput && longest < 2.0 * least;
+        let (load, most) = if is_uncut { (load.max(longest + overhead), batch) } else { (load, workers) };
+        let used = (work / load).ceil().min(most).clamp(1.0, workers).min(tiles.ceil());
         let blocks_per_worker = heads / heads_per_block * f64::from(shape.row_blocks);
         let resident = f64::from(num_sms * shape.blocks_per_sm);
         let waves = (used * blocks_per_worker / resident).max(1.0);
@@ -176,13 +192,23 @@ impl CostModel {
             (true, 1) => self.scattered,
             (true, _) => self.scattered_together,
         };
-        let bandwidth = joined(read_gb_per_s * reach, blocks * self.block_gb_per_s);
+        // Rows of half a line each: a neighbour's half comes along, and is of use only to a block that takes it too.
+        let halves = match (key.layout.is_scattered() && key.head_dim < LINE_BYTES, choice.heads_per_block) {
+            (false, _) => 1.0,
+            (true, 1 | 2) => self.thin,
+            (true, _) => self.thin.sqrt(),
+        };
+        // The rings of a multiprocessor's blocks share its memory, however many they are.
+        let block_gb_per_s =
+            self.block_gb_per_s * USUAL_BLOCKS_PER_SM / f64::from(shape.blocks_per_sm.max(1));
+        let bandwidth = joined(read_gb_per_s * reach * halves, blocks * block_gb_per_s);
         let bytes = tokens * heads * f64::from(shape.row_bytes);
         let imbalance = (load * used / work).max(1.0);
         let stream = bytes / bandwidth / 1e3 * imbalance;
 
-        let items = batch / used * waves;
-        let is_whole = used <= 1.0 || (batch >= used && batch % used == 0.0 && self.is_uniform(run));
+        let items = (batch / used).max(1.0) * waves;
+        let is_dealt = batch >= used && batch % used == 0.0 && self.is_uniform(run);
+        let is_whole = used <= 1.0 || is_uncut || is_dealt;
         let merge = if is_whole && key.policy == PolicyClass::Throughput {
             0.0
         } else {
@@ -206,9 +232,9 @@ fn joined(a: f64, b: f64) -> f64 {
 pub(crate) const ITEM_OVERHEAD: u32 = 4;
 
 /// Shares of a full device that are worth trying, in eighths.
-const FILLS: [u32; 8] = [8, 6, 4, 3, 2, 1, 5, 16];
+const FILLS: [u32; 8] = [8, 6, 4, 2, 3, 1, 5, 16];
 /// Of them, those that are told apart step by step.
-const NUM_FEW: usize = 6;
+const NUM_FEW: usize = 4;
 
 /// The choices that a search looks at, the full device first.
 #[derive(Clone, Debug)]
@@ -237,11 +263,15 @@ impl Candidates {
             && key.layout.is_scattered()
             && shape.max_heads_per_block >= 4
             && num_kv_heads.is_multiple_of(4);
-        let heads_per_block: &[u32] = if together { &HEADS_PER_BLOCK[..2] } else { &HEADS_PER_BLOCK[..1] };
+        let heads_per_block: &[u32] = match (together, key.head_dim < LINE_BYTES) {
+            (false, _) => &[1],
+            (true, false) => &[1, 2],
+            (true, true) => &[1, 4],
+        };
         Self {
             full: (num_sms * shape.blocks_per_sm).max(1),
             heads_per_block,
-            min_split_tiles: &[4, 1],
+            min_split_tiles: &[4, 1, 8],
             fills: FILLS.get(..NUM_FEW).unwrap_or(&FILLS),
             next: 0,
         }

@@ -1,7 +1,8 @@
 //! `cargo xtask tune --fit`: the cost model's constants, fitted anew to the times in journals.
 //!
 //! Least squares on the logarithm of the time, over every candidate of every step, by Levenberg and Marquardt's method on
-//! the logarithms of the constants (they are positive). No randomness: the same journals give the same constants.
+//! the logarithms of the constants (they are positive). Each is held weakly where it was, so that one of which the data
+//! say nothing stays. No randomness: the same journals give the same constants.
 
 use super::journal::{self, Contents};
 use super::share::ModelShare;
@@ -12,7 +13,9 @@ use std::path::PathBuf;
 
 const MOST_ROUNDS: usize = 200;
 /// Shares of a bandwidth: at most all of it.
-const SHARES: [&str; 4] = ["paged", "scattered", "scattered_together", "scattered_alone"];
+const SHARES: [&str; 5] = ["paged", "scattered", "scattered_together", "scattered_alone", "thin"];
+/// A constant that has moved by a factor of e weighs as much as this many times that are missed as usual.
+const HOLD: f64 = 10.0;
 
 /// One step and what its candidates took.
 struct Step {
@@ -92,11 +95,17 @@ fn sum_of_squares(residuals: &[f64]) -> f64 {
 
 /// The constants with the least squares, from those that are in the code.
 fn fit(data: &Data) -> CostModel {
-    let mut logs: Vec<f64> = values(&CostModel::default()).iter().map(|value| value.max(1e-6).ln()).collect();
+    let begin: Vec<f64> = values(&CostModel::default()).iter().map(|value| value.max(1e-6).ln()).collect();
+    let mut logs = begin.clone();
+    let cost = |residuals: &[f64], logs: &[f64], hold: f64| {
+        let moved = logs.iter().zip(&begin).map(|(log, begin)| (log - begin) * (log - begin));
+        sum_of_squares(residuals) + hold * moved.sum::<f64>()
+    };
     let mut residuals = data.residuals(&with_logs(&logs));
     let mut damping = 1e-3;
     for _ in 0..MOST_ROUNDS {
         let step = 1e-5;
+        let hold = HOLD * sum_of_squares(&residuals) / residuals.len().max(1) as f64;
         let slopes: Vec<Vec<f64>> = (0..logs.len())
             .map(|constant| {
                 let mut moved = logs.clone();
@@ -112,12 +121,15 @@ fn fit(data: &Data) -> CostModel {
             .map(|a| slopes.iter().map(|b| dot(a, b)).chain([-dot(a, &residuals)]).collect())
             .collect();
         for (at, row) in normal.iter_mut().enumerate() {
-            row[at] += damping * row[at] + 1e-9;
+            row[at] += hold + damping * row[at];
+            if let Some(right) = row.last_mut() {
+                *right -= hold * (logs[at] - begin[at]);
+            }
         }
         let moved: Vec<f64> =
             logs.iter().zip(solve(normal)).map(|(log, by)| log + by.clamp(-0.5, 0.5)).collect();
         let after = data.residuals(&with_logs(&moved));
-        let (old, new) = (sum_of_squares(&residuals), sum_of_squares(&after));
+        let (old, new) = (cost(&residuals, &logs, hold), cost(&after, &moved, hold));
         if new < old {
             (logs, residuals, damping) = (moved, after, damping / 3.0);
             if old - new < 1e-9 * old {

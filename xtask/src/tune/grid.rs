@@ -7,7 +7,7 @@ use cpu_reference::case::Rng;
 use kv_quant::LayoutKind;
 
 /// Cache bytes of a step beyond which it is left to its shorter neighbours: the table of pages rotates besides.
-const MOST_BYTES: u64 = 24 << 30;
+const MOST_BYTES: u64 = 12 << 30;
 /// Deviation of the logarithm of ragged lengths: the longest is tens of times the median.
 const RAGGED_SIGMA: f64 = 1.4;
 
