@@ -70,6 +70,7 @@ fn sorted(values: impl Iterator<Item = f64>) -> Vec<(f64, f64)> {
 fn speeds(area: &Area<'_>, device: &str, timings: &[Timing]) -> Result<()> {
     let mut chart = ChartBuilder::on(area)
         .margin(12)
+        .margin_right(24)
         .caption(format!("{device}: speed, % of only reading the same rows"), ("sans-serif", 15))
         .x_label_area_size(36)
         .y_label_area_size(44)
@@ -106,6 +107,7 @@ fn shares(area: &Area<'_>, timings: &[Timing]) -> Result<()> {
     let least = points.first().map_or(0.0, |(_, share)| *share).min(TARGETS[1]);
     let mut chart = ChartBuilder::on(area)
         .margin(12)
+        .margin_right(24)
         .caption("the model alone: speed, % of the tuned", ("sans-serif", 15))
         .x_label_area_size(36)
         .y_label_area_size(44)
@@ -130,6 +132,7 @@ fn panel(area: &Area<'_>, name: &str, points: &[(&RunKey, &Point)]) -> Result<()
         floors.fold((f64::MAX, 1.0f64), |(least, most), floor| (least.min(floor), most.max(floor)));
     let mut chart = ChartBuilder::on(area)
         .margin(10)
+        .margin_right(24)
         .caption(name, ("sans-serif", 14))
         .x_label_area_size(34)
         .y_label_area_size(40)
