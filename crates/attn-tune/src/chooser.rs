@@ -1,6 +1,6 @@
 //! The look-up: which choice for a step, and why.
 
-use crate::model::ITEM_OVERHEAD;
+use crate::candidates::ITEM_OVERHEAD;
 use crate::{Candidates, Choice, CostModel, Machine, Point, PolicyClass, RunKey, Shape, StaticKey};
 use std::fmt;
 use std::sync::Arc;
@@ -90,7 +90,8 @@ impl Chooser {
         for ((measured, point), coordinates) in self.points.iter().zip(self.coordinates.iter()) {
             let distance = RunKey::between(&at, coordinates);
             let is_usable = run.num_kv_heads.is_multiple_of(point.choice.heads_per_block)
-                && point.choice.heads_per_block <= self.shape.max_heads_per_block;
+                && point.choice.heads_per_block <= self.shape.max_heads_per_block
+                && point.choice.num_shares <= self.shape.most_shares;
             if is_usable && nearest.is_none_or(|(best, ..)| distance < best) {
                 nearest = Some((distance, measured, point));
             }
@@ -117,7 +118,7 @@ impl Chooser {
     fn modelled(&self, run: &RunKey) -> (Choice, f64) {
         let Self { key, shape, num_sms, read_gb_per_s, model, .. } = self;
         let mut best: Option<(f64, Choice)> = None;
-        for choice in Candidates::few(*num_sms, key, shape, run.num_kv_heads) {
+        for choice in Candidates::few(*num_sms, key, shape, run) {
             let us = model.predict_on(*num_sms, *read_gb_per_s, key, shape, run, &choice);
             if best.is_none_or(|(least, _)| us < least) {
                 best = Some((us, choice));
@@ -128,6 +129,7 @@ impl Chooser {
             heads_per_block: 1,
             min_split_tiles: 1,
             item_overhead: ITEM_OVERHEAD,
+            num_shares: 0,
         };
         let (expected_us, choice) = best.unwrap_or((0.0, full));
         (self.hold(choice), expected_us)
@@ -137,7 +139,7 @@ impl Chooser {
     fn hold(&self, choice: Choice) -> Choice {
         match self.key.policy {
             PolicyClass::Throughput => choice,
-            PolicyClass::BatchInvariant => Choice { heads_per_block: 1, ..choice },
+            PolicyClass::BatchInvariant => Choice { heads_per_block: 1, num_shares: 0, ..choice },
         }
     }
 

@@ -95,6 +95,8 @@ struct RawPoint {
     heads: u32,
     min_tiles: u32,
     overhead: u32,
+    #[serde(default)]
+    shares: u32,
     us: f64,
     p10: f64,
     p90: f64,
@@ -104,13 +106,14 @@ struct RawPoint {
 
 impl RawPoint {
     fn check(self) -> Result<(RunKey, Point), &'static str> {
-        let Self { batch, kv_heads, tokens, longest, blocks, heads, min_tiles, overhead, .. } = self;
+        let Self { batch, kv_heads, tokens, longest, blocks, heads, min_tiles, overhead, shares, .. } = self;
         let run = RunKey { batch, num_kv_heads: kv_heads, kv_tokens: tokens, longest };
         let choice = Choice {
             num_blocks: blocks,
             heads_per_block: heads,
             min_split_tiles: min_tiles,
             item_overhead: overhead,
+            num_shares: shares,
         };
         let Self { us, p10, p90, model, floor, .. } = self;
         let timing = Timing { us, p10_us: p10, p90_us: p90, model_us: model, floor_us: floor };

@@ -53,6 +53,9 @@ impl fmt::Display for Line<'_> {
         )?;
         write!(f, ", blocks = {}, heads = {}", choice.num_blocks, choice.heads_per_block)?;
         write!(f, ", min_tiles = {}, overhead = {}", choice.min_split_tiles, choice.item_overhead)?;
+        if choice.num_shares > 0 {
+            write!(f, ", shares = {}", choice.num_shares)?;
+        }
         write!(f, ", us = {us:.2}, p10 = {p10_us:.2}, p90 = {p90_us:.2}")?;
         write!(f, ", model = {model_us:.2}, floor = {floor_us:.2} }}")
     }

@@ -94,6 +94,38 @@ fn the_model_fills_the_device_with_long_work_and_not_with_short() {
 }
 
 #[test]
+fn short_even_work_is_shared_out_and_other_work_is_not() {
+    let tuner = tuner("");
+    let shares = |name, shape, run: &RunKey| tuner.chooser(key(name), shape).choose(run).choice.num_shares;
+    let of = |run: &RunKey| shares(KEY, shape(), run);
+    assert_eq!([of(&uniform(1, 1024)), of(&uniform(2, 8192)), of(&uniform(4, 4096))], [16, 16, 8]);
+    assert!([4, 5].contains(&of(&uniform(8, 2048))));
+    assert_eq!(of(&uniform(32, 2048)), 1);
+    let single = |batch, kv_len| RunKey { num_kv_heads: 1, ..RunKey::of(vec![kv_len; batch], 1) };
+    assert_eq!([of(&single(64, 1024)), of(&single(128, 2048))], [4, 2]);
+    assert!([4, 5].contains(&of(&single(64, 8192))));
+    // Long, or of unequal lengths: workers, who all end together.
+    assert_eq!([of(&uniform(1, 8192)), of(&uniform(1, 131_072)), of(&uniform(32, 8192))], [0; 3]);
+    assert_eq!(of(&RunKey::of([8192, 500, 500, 500, 500, 500, 500, 500], 8)), 0);
+    // Where there are no clusters, or the cuts are fixed.
+    assert_eq!(shares(KEY, attn_tune::Shape { most_shares: 0, ..shape() }, &uniform(1, 1024)), 0);
+    assert!(shares(KEY, shape().with_shares(8), &uniform(1, 1024)) <= 8);
+    let invariant = "d128 k8 v8 f16 gqa4 q1 records-paged batch-invariant";
+    assert_eq!(shares(invariant, shape(), &uniform(1, 1024)), 0);
+}
+
+#[test]
+fn all_numbers_of_shares_are_candidates_of_a_search() {
+    let run = uniform(1, 1024);
+    let shares = |shape: attn_tune::Shape| -> Vec<u32> {
+        let all = attn_tune::Candidates::all(132, &key(KEY), &shape, &run);
+        all.map(|choice| choice.num_shares).filter(|shares| *shares > 0).collect()
+    };
+    assert_eq!(shares(shape()), (1..=16).collect::<Vec<_>>());
+    assert_eq!(shares(shape().with_shares(0)), []);
+}
+
+#[test]
 fn distance_is_a_metric_on_what_matters() {
     let (a, b) = (uniform(8, 2048), uniform(4, 4096));
     assert_eq!(a.distance(&b), b.distance(&a));

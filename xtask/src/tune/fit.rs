@@ -211,7 +211,13 @@ mod tests {
             l2_bytes: 50 << 20,
             read_gb_per_s: 3000.0,
         };
-        let shape = Shape { blocks_per_sm: 3, max_heads_per_block: 4, row_blocks: 1, row_bytes: 320 };
+        let shape = Shape {
+            blocks_per_sm: 3,
+            max_heads_per_block: 4,
+            row_blocks: 1,
+            row_bytes: 320,
+            most_shares: 16,
+        };
         let mut entries = Vec::new();
         let mut turn = 0u32;
         for layout in ["records-paged", "planes-scattered"] {
@@ -220,7 +226,7 @@ mod tests {
                 for kv_len in [512u32, 2048, 8192, 32_768] {
                     let kv_tokens = u64::from(batch) * u64::from(kv_len);
                     let run = RunKey { batch, num_kv_heads, kv_tokens, longest: kv_len };
-                    let times: Vec<(Choice, f64)> = Candidates::all(132, &key, &shape, num_kv_heads)
+                    let times: Vec<(Choice, f64)> = Candidates::all(132, &key, &shape, &run)
                         .map(|choice| {
                             turn = turn.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                             let noise = 1.0 + 0.01 * (f64::from(turn >> 16) / 32_768.0 - 1.0);

@@ -146,7 +146,7 @@ pub fn run(args: &Args) -> Result<()> {
     let effort = if args.quick {
         Effort { candidates: 8, first_samples: 2, last_samples: 12 }
     } else {
-        Effort { candidates: 7, first_samples: 2, last_samples: 9 }
+        Effort { candidates: 8, first_samples: 2, last_samples: 9 }
     };
     let bench = Bench::new(&device, &kernels, &stream, effort.last_samples)?;
     let dir = match &args.dir {

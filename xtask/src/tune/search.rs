@@ -145,7 +145,13 @@ mod tests {
 
     fn choices() -> Vec<Choice> {
         (1..17)
-            .map(|num_blocks| Choice { num_blocks, heads_per_block: 1, min_split_tiles: 1, item_overhead: 1 })
+            .map(|num_blocks| Choice {
+                num_blocks,
+                heads_per_block: 1,
+                min_split_tiles: 1,
+                item_overhead: 1,
+                num_shares: 0,
+            })
             .collect()
     }
 

@@ -18,10 +18,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-const SHAPE: Shape = Shape { blocks_per_sm: 3, max_heads_per_block: 4, row_blocks: 1, row_bytes: 320 };
+const SHAPE: Shape =
+    Shape { blocks_per_sm: 3, max_heads_per_block: 4, row_blocks: 1, row_bytes: 320, most_shares: 16 };
 
 fn choice(num_blocks: u32) -> Choice {
-    Choice { num_blocks, heads_per_block: 1, min_split_tiles: 1, item_overhead: 1 }
+    Choice { num_blocks, heads_per_block: 1, min_split_tiles: 1, item_overhead: 1, num_shares: 0 }
 }
 
 /// What a schedule's kernel does wrong.

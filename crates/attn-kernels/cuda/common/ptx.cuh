@@ -97,6 +97,62 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
     }
 }
 
+// Clusters (sm_90): CTAs that run at once and reach each other's shared memory. Without one, a CTA is a cluster of its own.
+__device__ __forceinline__ uint32_t cluster_rank() {
+    uint32_t rank = 0;
+    if constexpr (kBulkCopies) asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+// The shared address of the same place in CTA `rank` of the cluster.
+__device__ __forceinline__ uint32_t address_in(uint32_t address, uint32_t rank) {
+    uint32_t there = address;
+    if constexpr (kBulkCopies) asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    return there;
+}
+
+// Makes barriers that this thread initialized known to the cluster, with the next cluster_arrive.
+__device__ __forceinline__ void fence_barrier_init() {
+    if constexpr (kBulkCopies) asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+// All threads of the cluster arrive, then wait until all have arrived. Orders nothing that was written before but barriers, by
+// fence_barrier_init.
+__device__ __forceinline__ void cluster_arrive() {
+    if constexpr (kBulkCopies) asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() {
+    if constexpr (kBulkCopies) asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// Writes to another CTA's shared memory and counts the bytes on a barrier there.
+__device__ __forceinline__ void send_async(uint32_t to, const float4& x, uint32_t barrier) {
+    if constexpr (kBulkCopies) {
+        asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to), "f"(x.x),
+                     "f"(x.y), "f"(x.z), "f"(x.w), "r"(barrier)
+                     : "memory");
+    }
+}
+__device__ __forceinline__ void send_async(uint32_t to, const float2& x, uint32_t barrier) {
+    if constexpr (kBulkCopies) {
+        asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(to), "f"(x.x), "f"(x.y),
+                     "r"(barrier)
+                     : "memory");
+    }
+}
+
+// barrier_wait for bytes that other CTAs of the cluster sent.
+__device__ __forceinline__ void cluster_barrier_wait(uint32_t barrier, uint32_t parity) {
+    if constexpr (kBulkCopies) {
+        asm volatile(
+            "{ .reg .pred done;\n"
+            "wait%=: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+            "@!done bra wait%=; }" ::"r"(barrier),
+            "r"(parity)
+            : "memory");
+    }
+}
+
 // d[16 x 8] += a[16 x 16] * b[16 x 8], f16 operands, f32 accumulator.
 __device__ __forceinline__ void mma_16x8x16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                             uint32_t b1) {

@@ -9,6 +9,8 @@
 // and the block's shape alone. Variants that keep their queries in shared memory take one head a CTA.
 // May be launched as a programmatic dependent of the kernel before it.
 // An item without a partial writes out and lse; the others write (o, m, l) for stage 2.
+// In shares (num_shares > 0) there are no items: a cluster of num_shares CTAs takes one request and head block, see inbox.cuh, and
+// the grid is x = (request * head blocks + head block) * num_shares + rank.
 //
 // A step: wait for a tile, score its K, weigh, accumulate its V, refill its stage. Tiles come as runs of records by bulk copy
 // where the cache and the item allow, else row by row.
@@ -20,6 +22,7 @@
 #include "../softmax/online_state.cuh"
 #include "arithmetic_f32.cuh"
 #include "arithmetic_mma.cuh"
+#include "inbox.cuh"
 #include "query_rows.cuh"
 #include "result.cuh"
 #include "traits.cuh"
@@ -98,7 +101,7 @@ struct Stage1 {
         }
     }
 
-    // Merges the warps' states in warp order and writes the rows of the item.
+    // Merges the warps' states in warp order and writes the rows of the item, or sends them.
     template <class State>
     static __device__ __forceinline__ void finish_item(const DecodeParams& p, const WorkItem& item, const QueryRows& rows,
                                                        const Arith& arith, State& state, uint8_t* shared, uint32_t ring_idx) {
@@ -126,7 +129,10 @@ struct Stage1 {
         }
         __syncthreads();
         constexpr uint32_t kFours = T::kHeadDim / 4;
-        const uint32_t num_rows = min(static_cast<uint32_t>(T::kRows), rows.total - rows.first);
+        const uint32_t num_rows = rows_of(rows);
+        const bool sends = p.num_shares > 1;
+        const Inbox<T> inbox(max(p.num_shares, 1u), num_rows, shared);
+        if (sends) inbox.wait_for_others();
         const int token_warps = static_cast<int>(blockDim.x / 32);
         const uint32_t first_ring = threadIdx.y * token_warps;
         for (uint32_t idx = threadIdx.x; idx < num_rows * kFours; idx += blockDim.x) {
@@ -147,10 +153,31 @@ struct Stage1 {
                 const float4 o = *reinterpret_cast<const float4*>(merge + ((first_ring + w) * T::kRows + row) * T::kMergePitch + channel);
                 x[0] += o.x * half * half, x[1] += o.y * half * half, x[2] += o.z * half * half, x[3] += o.w * half * half;
             }
-            write_row(p, item, rows, rows.first + row, channel, merged, x);
+            if (sends) {
+                inbox.send(idx, merged, x);
+            } else {
+                write_row(p, item, rows, rows.first + row, channel, merged, x);
+            }
         }
         ptx::fence_before_bulk_copies();
         __syncthreads();  // the rings may be filled again, by bulk copies too
+    }
+
+    static __device__ __forceinline__ uint32_t rows_of(const QueryRows& rows) {
+        return min(static_cast<uint32_t>(T::kRows), rows.total - rows.first);
+    }
+
+    // The share of this CTA of a cluster; the same as attn_plan's with tiles of 64.
+    static __device__ __forceinline__ WorkItem share_of(const DecodeParams& p, uint32_t request_idx, uint32_t end) {
+        const uint32_t rank = ptx::cluster_rank();
+        const uint32_t seen = p.q_len + p.window - 1;  // of the last tokens, by some row
+        const uint32_t start = p.window != 0 && end > seen ? end - seen : 0;
+        const uint32_t first_tile = start / kShareTile;
+        const uint32_t num_tiles = (end + kShareTile - 1) / kShareTile - first_tile;
+        const uint32_t from = first_tile + num_tiles * rank / p.num_shares;
+        const uint32_t to = first_tile + num_tiles * (rank + 1) / p.num_shares;
+        const uint32_t token_start = min(max(from * kShareTile, start), end);
+        return WorkItem{request_idx, token_start, max(min(to * kShareTile, end), token_start), kNoPartial};
     }
 
     static __device__ __forceinline__ void write_row(const DecodeParams& p, const WorkItem& item, const QueryRows& rows,
@@ -272,8 +299,9 @@ struct Stage1 {
         ptx::keep(warp);
         const uint32_t token_warps = blockDim.x / 32;
         const uint32_t head_blocks = p.cache.num_kv_heads >> (__ffs(blockDim.y) - 1);
-        const uint32_t kv_head = blockIdx.x % head_blocks * blockDim.y + threadIdx.y;
-        const uint32_t worker = blockIdx.x / head_blocks;
+        const uint32_t cluster = p.num_shares > 1 ? blockIdx.x / p.num_shares : blockIdx.x;
+        const uint32_t kv_head = cluster % head_blocks * blockDim.y + threadIdx.y;
+        const uint32_t worker = cluster / head_blocks;  // or request
         const uint32_t ring_idx = threadIdx.y * token_warps + warp;
         const QueryRows rows(p, kv_head, blockIdx.y * T::kRows);
         ptx::launch_dependents();
@@ -282,8 +310,10 @@ struct Stage1 {
         if (!early) ptx::wait_for_previous();
         const uint32_t* worker_starts = reinterpret_cast<const uint32_t*>(p.worker_starts);
         const WorkItem* items = reinterpret_cast<const WorkItem*>(p.items);
-        const uint32_t first_item = worker_starts[worker];
-        const uint32_t item_end = worker_starts[worker + 1];
+        const bool by_plan = p.num_shares == 0;
+        const uint32_t kv_len = by_plan ? 0 : reinterpret_cast<const uint32_t*>(p.kv_lens)[worker];
+        const uint32_t first_item = by_plan ? worker_starts[worker] : 0;
+        const uint32_t item_end = by_plan ? worker_starts[worker + 1] : 1;
 
         uint8_t* ring = shared + ring_idx * T::kWarpBytes;
         const uint32_t barriers = ptx::shared_address(shared + T::kBarriersAt) + ring_idx * T::kNumStages * 8;
@@ -291,6 +321,7 @@ struct Stage1 {
         uint32_t phases = 0;  // of the barriers
         Arith arith(p, lane, ring, shared + T::kQueryAt);
         State state;
+        if (p.num_shares > 1) Inbox<T>(p.num_shares, rows_of(rows), shared).open();
         if (first_item == item_end || rows.first >= rows.total) {
             ptx::wait_for_previous();
             return;
@@ -298,8 +329,13 @@ struct Stage1 {
 
 #pragma unroll 1
         for (uint32_t item_idx = first_item; item_idx < item_end; ++item_idx) {
-            const uint4 words = *reinterpret_cast<const uint4*>(items + item_idx);
-            const WorkItem item{words.x, words.y, words.z, words.w};
+            WorkItem item;
+            if (by_plan) {
+                const uint4 words = *reinterpret_cast<const uint4*>(items + item_idx);
+                item = WorkItem{words.x, words.y, words.z, words.w};
+            } else {
+                item = share_of(p, worker, kv_len);
+            }
             const uint32_t item_tiles = (item.token_end - item.token_start + kTileTokens - 1) / kTileTokens;
             const uint32_t num_tiles = item_tiles > warp ? (item_tiles - warp + token_warps - 1) / token_warps : 0;
             const uint32_t first_token = item.token_start + warp * kTileTokens + (mutant(2) && warp != 0 ? 1 : 0);
@@ -314,6 +350,12 @@ struct Stage1 {
                 do_share(share, loader, arith, state);
             }
             finish_item(p, item, rows, arith, state, shared, ring_idx);
+        }
+        if (p.num_shares > 1) {
+            Inbox<T>(p.num_shares, rows_of(rows), shared).receive(shared, [&](uint32_t element, const RowState& merged, float (&x)[4]) {
+                const WorkItem whole{worker, 0, 0, kNoPartial};
+                write_row(p, whole, rows, rows.first + element / Inbox<T>::kFours, element % Inbox<T>::kFours * 4, merged, x);
+            });
         }
     }
 };

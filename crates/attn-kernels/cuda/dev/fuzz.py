@@ -45,6 +45,7 @@ class Case:
         self.magnitude = pick_("usual", "usual", "usual", "mixed", "wide", "tiny")
         self.bad_page = rng.random() < 0.08
         self.heads_per_cta = pick_(1, 1, 2, 4)
+        self.shares = pick_(0, 0, 0, 1, 2, 3, 4, 6, 7, 8, 12, 16)
         self.rng = rng
 
     def __str__(self):
@@ -128,7 +129,8 @@ def run_case(kernels, seed, stats):
         out, bound, lse, lse_bound = stats["ref"](case, cache, rows, q, alibi, sinks, scale, mma)
         runs = []
         for _ in range(2):
-            decode = Decode(kernels, cache, table, case.lens, q, case.out_type, plan, force=symbol, heads_per_cta=case.heads_per_cta, **common)
+            decode = Decode(kernels, cache, table, case.lens, q, case.out_type, plan, force=symbol, heads_per_cta=case.heads_per_cta,
+                            shares=case.shares, **common)
             decode.run()
             runs.append(decode)
         torch.cuda.synchronize()

@@ -30,7 +30,7 @@ struct DecodeParams {
     float soft_cap;             // 0 = none
     uint32_t partial_capacity;  // partials that partial_o and partial_ml hold
     uint32_t tables_ready;      // 1: plan, lengths and page table were complete before the kernel before this one began
-    uint32_t reserved;
+    uint32_t num_shares;        // 0: by the plan. Else CTAs of a cluster, which take one request and need no plan
 };
 static_assert(sizeof(DecodeParams) == sizeof(PagedCache) + 12 * 8 + 12 * 4);
 

@@ -95,9 +95,10 @@ impl Bench<'_> {
         let microseconds = step.time(&plan, self.num_samples)?;
         let copy_only_microseconds = step.time_reader(self.num_samples)?;
         let text = format!(
-            "{}: {} workers, {} heads a block, {} items, {} partials, {}",
+            "{}: {} {}, {} heads a block, {} items, {} partials, {}",
             split.policy,
-            split.num_workers,
+            if split.num_shares > 0 { split.num_shares } else { split.num_workers },
+            if split.num_shares > 0 { "shares" } else { "workers" },
             plan.heads_per_block,
             plan.plan.items().len(),
             plan.plan.num_partials(),

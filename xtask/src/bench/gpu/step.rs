@@ -27,6 +27,7 @@ pub struct DevicePlan {
     partial_ml: DeviceBuffer,
     pub plan: SplitPlan,
     pub heads_per_block: u32,
+    pub num_shares: u32,
 }
 
 /// Everything that the launches of one case share.
@@ -109,6 +110,7 @@ impl<'a> Step<'a> {
             partial_ml: device.alloc(workspace.ml_elements * 4)?,
             plan,
             heads_per_block: decoder.heads_per_block(split.heads_per_block, spec.num_kv_heads),
+            num_shares: decoder.num_shares(split),
         })
     }
 
@@ -191,7 +193,7 @@ impl<'a> Step<'a> {
         let machine = bench.tuner.machine();
         let run = RunKey::of_step(&spec, &case.kv_lens);
         let (key, shape) = (chooser.key(), chooser.shape());
-        let mut choices: Vec<_> = Candidates::few(machine.num_sms, key, shape, spec.num_kv_heads).collect();
+        let mut choices: Vec<_> = Candidates::few(machine.num_sms, key, shape, &run).collect();
         if num_grids < choices.len() {
             let expected = |choice: &_| bench.tuner.model().predict(machine, key, shape, &run, choice);
             choices.sort_by(|a, b| expected(a).total_cmp(&expected(b)));
@@ -237,8 +239,9 @@ impl<'a> Step<'a> {
                 items: plan.items.view(),
                 worker_starts: plan.worker_starts.view(),
                 request_partials: plan.request_partials.view(),
-                num_workers: plan.plan.config().map_or(0, |config| config.num_workers),
+                num_workers: plan.plan.worker_starts().len().saturating_sub(1) as u32,
                 heads_per_block: plan.heads_per_block,
+                num_shares: plan.num_shares,
                 has_partials: plan.plan.num_partials() > 0
                     && decoder.instance().key.kind == KernelKind::Stage1,
             },

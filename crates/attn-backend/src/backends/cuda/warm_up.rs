@@ -68,8 +68,7 @@ impl CudaExecutor {
         let machine = tuner.machine().clone();
         let model = *tuner.model();
         let predict = |choice: &Choice| model.predict(&machine, &key, &shape, &run, choice);
-        let mut candidates: Vec<Choice> =
-            Candidates::all(machine.num_sms, &key, &shape, spec.num_kv_heads).collect();
+        let mut candidates: Vec<Choice> = Candidates::all(machine.num_sms, &key, &shape, &run).collect();
         candidates.sort_by(|a, b| predict(a).total_cmp(&predict(b)));
         candidates.truncate(NUM_CANDIDATES);
         let model_times = self.time_choice(&request, &decision.choice)?;
