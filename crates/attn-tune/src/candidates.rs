@@ -56,7 +56,8 @@ impl Candidates {
         Self {
             full: (num_sms * shape.blocks_per_sm).max(1),
             heads_per_block,
-            min_split_tiles: &[4, 1, 8],
+            // Twice the heads, fewer lengths: all are told apart step by step.
+            min_split_tiles: if together { &[4, 1] } else { &[4, 1, 8] },
             fills: FILLS.get(..NUM_FEW).unwrap_or(&FILLS),
             next: 0,
             shares: shares_of(num_sms, key, shape, run),

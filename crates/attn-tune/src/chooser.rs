@@ -19,6 +19,7 @@ pub struct Chooser {
     num_sms: u32,
     read_gb_per_s: f64,
     model: CostModel,
+    /// By the size of the work, the first of their coordinates.
     points: Arc<[(RunKey, Point)]>,
     /// Of each point: logarithms are taken once, not at each look-up.
     coordinates: Arc<[[f32; 3]]>,
@@ -76,26 +77,18 @@ impl Chooser {
         shape: Shape,
         machine: &Machine,
         model: CostModel,
-        points: Arc<[(RunKey, Point)]>,
+        mut points: Vec<(RunKey, Point)>,
     ) -> Self {
+        points.sort_by(|(a, _), (b, _)| a.coordinates()[0].total_cmp(&b.coordinates()[0]).then(a.cmp(b)));
         let coordinates = points.iter().map(|(run, _)| run.coordinates()).collect();
+        let points = points.into();
         let Machine { num_sms, read_gb_per_s, .. } = *machine;
         Self { key, shape, num_sms, read_gb_per_s, model, points, coordinates }
     }
 
     /// The choice for a step. A pure function of the key, the profiles and the step; does not allocate.
     pub fn choose(&self, run: &RunKey) -> Decision {
-        let at = run.coordinates();
-        let mut nearest: Option<(f32, &RunKey, &Point)> = None;
-        for ((measured, point), coordinates) in self.points.iter().zip(self.coordinates.iter()) {
-            let distance = RunKey::between(&at, coordinates);
-            let is_usable = run.num_kv_heads.is_multiple_of(point.choice.heads_per_block)
-                && point.choice.heads_per_block <= self.shape.max_heads_per_block
-                && point.choice.num_shares <= self.shape.most_shares;
-            if is_usable && nearest.is_none_or(|(best, ..)| distance < best) {
-                nearest = Some((distance, measured, point));
-            }
-        }
+        let nearest = self.nearest(run);
         let modelled = |why: &dyn Fn(f64) -> Why| {
             let (choice, expected_us) = self.modelled(run);
             Decision { choice, why: why(expected_us) }
@@ -112,6 +105,45 @@ impl Chooser {
             return modelled(&|expected_us| Why::Agreed { expected_us, nearest: *measured, distance });
         }
         Decision { choice: self.hold(point.choice), why: Why::Measured { nearest: *measured, distance } }
+    }
+
+    /// The nearest point whose choice the kernel can run, and how far it is.
+    fn nearest(&self, run: &RunKey) -> Option<(f32, &RunKey, &Point)> {
+        let at = run.coordinates();
+        let middle = self.coordinates.partition_point(|coordinates| coordinates[0] < at[0]);
+        let mut nearest: Option<(f32, &RunKey, &Point)> = None;
+        // Whether to look further on this side: no point is nearer than its size is.
+        let mut visit = |index: usize| {
+            let (Some(coordinates), Some((measured, point))) =
+                (self.coordinates.get(index), self.points.get(index))
+            else {
+                return false;
+            };
+            if nearest.is_some_and(|(best, ..)| (coordinates[0] - at[0]).abs() >= best) {
+                return false;
+            }
+            let distance = RunKey::between(&at, coordinates);
+            let is_usable = run.num_kv_heads.is_multiple_of(point.choice.heads_per_block)
+                && point.choice.heads_per_block <= self.shape.max_heads_per_block
+                && point.choice.num_shares <= self.shape.most_shares;
+            if is_usable && nearest.is_none_or(|(best, ..)| distance < best) {
+                nearest = Some((distance, measured, point));
+            }
+            true
+        };
+        let (mut below, mut above) = (middle, middle);
+        let (mut is_open_below, mut is_open_above) = (true, true);
+        while is_open_below || is_open_above {
+            if is_open_above {
+                is_open_above = visit(above);
+                above += 1;
+            }
+            if is_open_below {
+                is_open_below = below > 0 && visit(below - 1);
+                below = below.saturating_sub(1);
+            }
+        }
+        nearest
     }
 
     /// The model's choice and what it expects of it, microseconds.

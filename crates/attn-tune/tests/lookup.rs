@@ -172,6 +172,30 @@ proptest! {
         }
     }
 
+    /// The walk from the middle finds what looking at every point finds.
+    #[test]
+    fn the_nearest_is_the_nearest_of_all(
+        run in run(),
+        known in proptest::collection::vec(run(), 1..60),
+    ) {
+        let mut tuner = tuner(PROFILE);
+        let key = key("d64 k8 v8 f16 gqa4 q1 records-paged throughput");
+        let point = tuner.chooser(common::key(KEY), shape()).points()[0].1;
+        for known in &known {
+            tuner.learn(key, *known, point);
+        }
+        let want = known.iter().map(|known| known.distance(&run)).fold(f32::INFINITY, f32::min);
+        let got = match tuner.chooser(key, shape()).choose(&run).why {
+            Why::Measured { nearest, distance } | Why::Agreed { nearest, distance, .. } => {
+                prop_assert_eq!(nearest.distance(&run), distance);
+                distance
+            }
+            Why::Modelled { nearest, .. } => nearest.unwrap_or(f32::INFINITY),
+            why => panic!("{why}"),
+        };
+        prop_assert_eq!(got, want);
+    }
+
     /// What changes bits does not follow the batch where the policy forbids it.
     #[test]
     fn batch_invariance_survives_every_profile(run in run(), other in run(), layout in 0usize..2) {
