@@ -28,6 +28,8 @@ enum What {
     Gpu(GpuArgs),
     /// A record of `bench gpu` as tables and pictures
     Report(report::ReportArgs),
+    /// Which targets records of `bench gpu` reach
+    Targets(report::TargetArgs),
 }
 
 /// Options of `bench gpu`.
@@ -61,6 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
     match &args.what {
         What::Cpu(args) => cpu::run(args),
         What::Report(args) => report::run(args),
+        What::Targets(args) => report::run_targets(args),
         #[cfg(feature = "cuda")]
         What::Gpu(args) => gpu::run(args),
         #[cfg(not(feature = "cuda"))]

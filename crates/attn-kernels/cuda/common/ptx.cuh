@@ -97,6 +97,9 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
     }
 }
 
+// Meets the other threads of barrier `idx` (1 to 15), `threads` in all.
+__device__ __forceinline__ void meet(uint32_t idx, uint32_t threads) { asm volatile("bar.sync %0, %1;" ::"r"(idx), "r"(threads) : "memory"); }
+
 // Clusters (sm_90): CTAs that run at once and reach each other's shared memory. Without one, a CTA is a cluster of its own.
 __device__ __forceinline__ uint32_t cluster_rank() {
     uint32_t rank = 0;
@@ -161,6 +164,31 @@ __device__ __forceinline__ void mma_16x8x16(float (&d)[4], uint32_t a0, uint32_t
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// d[16 x 8] += a[16 x 32] * b[32 x 8], signed bytes, exact 32-bit sums.
+__device__ __forceinline__ void mma_16x8x32(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                            uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Four matrices of 8 rows of 16 bytes from shared memory; lane i brings the address of row i % 8 of matrix i / 8 and gets, of each,
+// bytes 4 * (i % 4) + {0, 1, 2, 3} of row i / 4.
+__device__ __forceinline__ void load_matrices(uint32_t (&d)[4], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// The same, transposed in units of 16 bits: a lane gets bytes 2 * (i / 4) + {0, 1} of rows 2 * (i % 4) and 2 * (i % 4) + 1.
+__device__ __forceinline__ void load_transposed(uint32_t (&d)[4], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(address)
+                 : "memory");
+}
+
 // Transposes an 8 x 8 matrix of 16-bit values held two a lane. Lanes must be converged.
 __device__ __forceinline__ uint32_t transpose_8x8(uint32_t x) {
     uint32_t y;
@@ -179,6 +207,13 @@ __device__ __forceinline__ float ex2_approx(float x) {
 __device__ __forceinline__ float ex2_approx_ftz(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// log2(x), absolute error at most 2^-22 for x in [1/2, 2], relative elsewhere; -inf for 0. Subnormals are taken as they are.
+__device__ __forceinline__ float lg2_approx(float x) {
+    float y;
+    asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 

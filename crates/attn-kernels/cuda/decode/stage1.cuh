@@ -12,16 +12,19 @@
 // In shares (num_shares > 0) there are no items: a cluster of num_shares CTAs takes one request and head block, see inbox.cuh, and
 // the grid is x = (request * head blocks + head block) * num_shares + rank.
 //
-// A step: wait for a tile, score its K, weigh, accumulate its V, refill its stage. Tiles come as runs of records by bulk copy
-// where the cache and the item allow, else row by row.
+// A step: wait for a tile, score its K, weigh, accumulate its V, refill its stage (in step with other heads: the
+// stage before). Tiles come as runs of records by bulk copy, or as rows that lie side by side, where the cache and the item allow,
+// else row by row.
 #pragma once
 #include <type_traits>
 
+#include "../cache/block_loader.cuh"
 #include "../cache/row_loader.cuh"
 #include "../cache/run_loader.cuh"
 #include "../softmax/online_state.cuh"
 #include "arithmetic_f32.cuh"
 #include "arithmetic_mma.cuh"
+#include "arithmetic_whole.cuh"
 #include "inbox.cuh"
 #include "query_rows.cuh"
 #include "result.cuh"
@@ -54,7 +57,8 @@ struct Visibility {
 
 template <class T>
 struct Stage1 {
-    using Arith = std::conditional_t<T::kArithmetic == Arithmetic::kMma, MmaArithmetic<T>, F32Arithmetic<T>>;
+    using TensorArith = std::conditional_t<T::kWhole, WholeArithmetic<T>, MmaArithmetic<T>>;
+    using Arith = std::conditional_t<T::kArithmetic == Arithmetic::kMma, TensorArith, F32Arithmetic<T>>;
     static constexpr int kRowTiles = T::kRowTiles;
     static constexpr bool kExact = T::kArithmetic == Arithmetic::kF32;
 
@@ -116,15 +120,9 @@ struct Stage1 {
                 const uint32_t row = 8 * tile + 2 * arith.column + j;
                 const float sum = column_sum(state.sum[tile][j]);
                 if (arith.row == 0) {
-                    states[ring_idx * T::kRows + row] = make_float4(state.reference[tile][j], sum, state.out_exponent[tile][j], 0.0f);
+                    states[ring_idx * T::kRows + row] = make_float4(state.reference[tile][j], sum, state.out_exponent[tile][j] + Arith::kOutExponent, 0.0f);
                 }
-#pragma unroll
-                for (int word = 0; word < T::kVWords; ++word) {
-                    const float4 four = make_float4(arith.out[2 * word][tile][j], arith.out[2 * word][tile][2 + j],
-                                                    arith.out[2 * word + 1][tile][j], arith.out[2 * word + 1][tile][2 + j]);
-                    float* to = merge + (ring_idx * T::kRows + row) * T::kMergePitch + T::v_channel(word, arith.row);
-                    *reinterpret_cast<float4*>(to) = four;
-                }
+                arith.store(merge + (ring_idx * T::kRows + row) * T::kMergePitch, tile, j);
             }
         }
         __syncthreads();
@@ -256,6 +254,11 @@ struct Stage1 {
                 uint8_t* stage = share.ring + offset;
                 loader.wait(slot);
                 __syncwarp();
+                if (Loader::kInStep && tile != 0) {
+                    const uint32_t before = slot == 0 ? T::kNumStages - 1 : slot - 1;
+                    if (tile - 1 + T::kNumStages < num_tiles) loader.fill(before, before * T::kStageBytes, report);
+                    loader.commit();
+                }
                 const bool is_partial = loader.is_partial(slot, tile_token);
                 const uint32_t misaligned = loader.misaligned_rows_of(offset);
                 uint32_t live = 0xffffu;
@@ -265,7 +268,7 @@ struct Stage1 {
                 }
                 float scores[kRowTiles][4];
                 arith.score(shape, stage, misaligned, scores);
-                int token_exponents[2];
+                float token_exponents[2];
                 const bool shifted = arith.prepare_values(shape, stage, misaligned, token_exponents);
                 const int32_t token = static_cast<int32_t>(tile_token);
                 if (transformed) transform(p, share.rows, visibility, token, arith, scores);
@@ -276,13 +279,17 @@ struct Stage1 {
                 arith.accumulate(shape, stage, scores);
                 __syncwarp();  // the stage is read
                 loader.done(slot);
-                if (tile + T::kNumStages < num_tiles) loader.fill(slot, offset, report);
-                loader.commit();
+                if (!Loader::kInStep) {
+                    if (tile + T::kNumStages < num_tiles) loader.fill(slot, offset, report);
+                    loader.commit();
+                }
                 tile_token += share.tile_stride;
                 offset += T::kStageBytes;
                 if (++slot == T::kNumStages) slot = offset = 0;
             }
-            if (T::kLooksFirst || !arith.was_careless()) break;
+            if (T::kLooksFirst) break;
+            const bool again = arith.was_careless();
+            if (!(Loader::kInStep ? __syncthreads_or(again) : again)) break;
             // A scale left f16's range, which is rare: all of it once more, with the scales looked at first.
             arith.careful = true;
             ptx::fence_before_bulk_copies();
@@ -345,6 +352,14 @@ struct Stage1 {
                 RunLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring, barriers, phases);
                 do_share(share, loader, arith, state);
                 phases = loader.phases;
+            } else if (T::kBlocks && first_token % kTileTokens == 0 && BlockLoader<T>::serves(p.cache)) {
+                if constexpr (T::kBlocks) {
+                    BlockLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring);
+                    do_share(share, loader, arith, state);
+                }
+            } else if (RowLoader<T, true>::serves()) {
+                RowLoader<T, true> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring);
+                do_share(share, loader, arith, state);
             } else {
                 RowLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring);
                 do_share(share, loader, arith, state);
