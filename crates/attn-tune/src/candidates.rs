@@ -1,7 +1,7 @@
 //! The choices that a search looks at.
 
 use crate::choice::{Choice, HEADS_PER_BLOCK, TILE_LEN};
-use crate::model::CLUSTER_ROOM;
+use crate::model::{CLUSTER_ROOM, LINE_BYTES};
 use crate::{PolicyClass, RunKey, Shape, StaticKey};
 use attn_plan::MAX_SHARES;
 
@@ -9,9 +9,9 @@ use attn_plan::MAX_SHARES;
 pub(crate) const ITEM_OVERHEAD: u32 = 4;
 
 /// Shares of a full device that are worth trying, in eighths.
-const FILLS: [u32; 8] = [8, 6, 4, 3, 2, 1, 5, 16];
+const FILLS: [u32; 8] = [8, 6, 4, 2, 3, 1, 5, 16];
 /// Of them, those that are told apart step by step.
-const NUM_FEW: usize = 6;
+const NUM_FEW: usize = 4;
 
 /// The choices that a search looks at, the full device first.
 #[derive(Clone, Debug)]
@@ -64,7 +64,8 @@ impl Candidates {
         Self {
             full: (num_sms * shape.blocks_per_sm).max(1),
             heads_per_block,
-            min_split_tiles: &[4, 1],
+            // Twice the heads, fewer lengths: all are told apart step by step.
+            min_split_tiles: if together { &[4, 1] } else { &[4, 1, 8] },
             fills: FILLS.get(..NUM_FEW).unwrap_or(&FILLS),
             next: 0,
             shares: shares_of(num_sms, key, shape, run),

@@ -1,6 +1,7 @@
 //! What is chosen: the numbers of a schedule.
 
 use attn_plan::{MAX_SHARES, SplitConfig, SplitPolicy};
+use serde::{Deserialize, Serialize};
 
 /// Tokens of a tile: what the warps of a block take at a time.
 pub const TILE_LEN: u32 = 64;
@@ -8,7 +9,7 @@ pub const TILE_LEN: u32 = 64;
 pub const HEADS_PER_BLOCK: [u32; 3] = [1, 2, 4];
 
 /// How one step is cut and launched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Choice {
     /// Blocks of stage 1 over all heads; a multiple of the blocks that one worker needs is used.
     pub num_blocks: u32,

@@ -27,7 +27,7 @@ mod warning;
 
 pub use candidates::Candidates;
 pub use choice::{Choice, HEADS_PER_BLOCK, TILE_LEN};
-pub use chooser::{Chooser, Decision, MAX_DISTANCE, Why};
+pub use chooser::{Chooser, Decision, MAX_DISTANCE, SAME_STEP, Why};
 pub use date::today;
 pub use key::{LayoutClass, PolicyClass, StaticKey, StaticKeyError};
 pub use level::{Level, LevelError, TUNE_VARIABLE};

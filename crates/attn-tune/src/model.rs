@@ -19,10 +19,11 @@
 
 use crate::choice::{Choice, TILE_LEN};
 use crate::{PolicyClass, RunKey, StaticKey};
-use kv_quant::CacheFormat;
+use kv_quant::CacheLayout;
+use serde::{Deserialize, Serialize};
 
 /// The GPU, as far as the model looks at it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// The device's name.
     pub device: String,
@@ -39,7 +40,7 @@ pub struct Machine {
 }
 
 /// What the kernel for a key looks like, as far as the model looks at it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Shape {
     /// Blocks of stage 1 that one multiprocessor holds at once.
     pub blocks_per_sm: u32,
@@ -59,16 +60,18 @@ impl Shape {
         Self { most_shares, ..self }
     }
 
-    /// The shape for a format and a key.
+    /// The shape for a layout and a key.
     pub fn new(
-        format: &CacheFormat,
+        layout: &CacheLayout,
         key: &StaticKey,
         blocks_per_sm: u32,
         max_heads_per_block: u32,
         rows: u32,
     ) -> Self {
         let num_rows = key.gqa_group * key.q_len;
-        let row_bytes = format.bytes_per_token() / u64::from(format.num_kv_heads().max(1));
+        // As they lie: records are padded.
+        let rows_per_page = u64::from(layout.format().num_kv_heads() * layout.page_len()).max(1);
+        let row_bytes = layout.bytes_per_page() / rows_per_page;
         Self {
             blocks_per_sm: blocks_per_sm.max(1),
             max_heads_per_block: max_heads_per_block.max(1),
@@ -79,17 +82,21 @@ impl Shape {
     }
 }
 
+/// Bytes that the memory gives at a time.
+pub(crate) const LINE_BYTES: u32 = 128;
+/// Of the blocks that [`CostModel::block_gb_per_s`] is of.
+const USUAL_BLOCKS_PER_SM: f64 = 3.0;
 /// Share of a full device that clusters fill before some must wait.
 pub(crate) const CLUSTER_ROOM: f64 = 0.85;
 
 /// The constants. [`Self::default`] was fitted to measurements; `docs/tuning.md` says to which and how well.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CostModel {
     /// From the launch until the first bytes arrive, and from the last byte until the result is written, microseconds.
     pub launch_us: f64,
     /// One work item: its prologue, its cold pipeline, its epilogue.
     pub item_us: f64,
-    /// What one block streams at most, GB/s: its ring of tiles over the latency of the memory.
+    /// What one block of three on a multiprocessor streams at most, GB/s: its ring of tiles over the latency of the memory.
     pub block_gb_per_s: f64,
     /// Share of the read bandwidth within reach on rows of paged heads.
     pub paged: f64,
@@ -99,6 +106,8 @@ pub struct CostModel {
     pub scattered_together: f64,
     /// The same on scattered rows of a cache with a single kv head.
     pub scattered_alone: f64,
+    /// What is left of it where a row's codes are shorter than a line of memory, and a block takes one head or two.
+    pub thin: f64,
     /// Stage 2: launch and first loads.
     pub merge_us: f64,
     /// Stage 2: each further partial of a request.
@@ -128,6 +137,7 @@ impl Default for CostModel {
             scattered: 0.839,
             scattered_together: 0.912,
             scattered_alone: 0.754,
+            thin: 0.561,
             merge_us: 1.78,
             merge_partial_us: 0.02,
             crowd_us: 2.2,
@@ -140,6 +150,44 @@ impl Default for CostModel {
 }
 
 impl CostModel {
+    /// The constants by name, for who fits them anew (`cargo xtask tune --fit`).
+    pub fn constants(&mut self) -> [(&'static str, &mut f64); 15] {
+        let Self {
+            launch_us,
+            item_us,
+            block_gb_per_s,
+            paged,
+            scattered,
+            scattered_together,
+            scattered_alone,
+            thin,
+            merge_us,
+            merge_partial_us,
+            crowd_us,
+            shares_us,
+            shares_gb_per_s,
+            shares_overlap,
+            shares_wave_us,
+        } = self;
+        [
+            ("launch_us", launch_us),
+            ("item_us", item_us),
+            ("block_gb_per_s", block_gb_per_s),
+            ("paged", paged),
+            ("scattered", scattered),
+            ("scattered_together", scattered_together),
+            ("scattered_alone", scattered_alone),
+            ("thin", thin),
+            ("merge_us", merge_us),
+            ("merge_partial_us", merge_partial_us),
+            ("crowd_us", crowd_us),
+            ("shares_us", shares_us),
+            ("shares_gb_per_s", shares_gb_per_s),
+            ("shares_overlap", shares_overlap),
+            ("shares_wave_us", shares_wave_us),
+        ]
+    }
+
     /// Microseconds that a step is expected to take.
     pub fn predict(
         &self,
@@ -177,19 +225,27 @@ impl CostModel {
         };
         let work = tiles + batch * overhead;
         let load = (work / workers).ceil().max(least.min(tiles));
-        let used = (work / load).ceil().clamp(1.0, workers).min(tiles.ceil());
+        // No request is long enough for two of the smallest splits: each is one worker's.
+        let longest = f64::from(run.longest.div_ceil(TILE_LEN));
+        let is_uncut = key.policy == PolicyClass::Throughput && longest < 2.0 * least;
+        let (load, most) = if is_uncut { (load.max(longest + overhead), batch) } else { (load, workers) };
+        let used = (work / load).ceil().min(most).clamp(1.0, workers).min(tiles.ceil());
         let blocks_per_worker = heads / heads_per_block * f64::from(shape.row_blocks);
         let resident = f64::from(num_sms * shape.blocks_per_sm);
         let waves = (used * blocks_per_worker / resident).max(1.0);
         let blocks = (used * blocks_per_worker).min(resident);
 
-        let bandwidth = joined(read_gb_per_s * self.reach(key, run, choice), blocks * self.block_gb_per_s);
+        // The rings of a multiprocessor's blocks share its memory, however many they are.
+        let block_gb_per_s =
+            self.block_gb_per_s * USUAL_BLOCKS_PER_SM / f64::from(shape.blocks_per_sm.max(1));
+        let bandwidth = joined(read_gb_per_s * self.reach(key, run, choice), blocks * block_gb_per_s);
         let bytes = tokens * heads * f64::from(shape.row_bytes);
         let imbalance = (load * used / work).max(1.0);
         let stream = bytes / bandwidth / 1e3 * imbalance;
 
         let items = batch / used * waves;
-        let is_whole = used <= 1.0 || (batch >= used && batch % used == 0.0 && self.is_uniform(run));
+        let is_dealt = batch >= used && batch % used == 0.0 && self.is_uniform(run);
+        let is_whole = used <= 1.0 || is_uncut || is_dealt;
         let merge = if is_whole && key.policy == PolicyClass::Throughput {
             0.0
         } else {
@@ -229,11 +285,17 @@ impl CostModel {
 
     /// Share of the read bandwidth that rows of this layout reach.
     fn reach(&self, key: &StaticKey, run: &RunKey, choice: &Choice) -> f64 {
-        match (key.layout.is_scattered(), choice.heads_per_block) {
+        let reach = match (key.layout.is_scattered(), choice.heads_per_block) {
             (false, _) => self.paged,
             (true, _) if run.num_kv_heads <= 1 => self.scattered_alone,
             (true, 1) => self.scattered,
             (true, _) => self.scattered_together,
+        };
+        // Rows of half a line each: a neighbour's half comes along, and is of use only to a block that takes it too.
+        match (key.layout.is_scattered() && key.head_dim < LINE_BYTES, choice.heads_per_block) {
+            (false, _) => reach,
+            (true, 1 | 2) => reach * self.thin,
+            (true, _) => reach * self.thin.sqrt(),
         }
     }
 

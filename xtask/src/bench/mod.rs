@@ -1,8 +1,12 @@
 //! `cargo xtask bench`: how fast, against what the machine can do and what the peers do.
 
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "cases are run on a device"))]
+pub mod case;
 mod cpu;
 #[cfg(feature = "cuda")]
 pub mod gpu;
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "cases are run on a device"))]
+pub mod inputs;
 mod record;
 mod report;
 

@@ -396,6 +396,12 @@ impl Executor for CudaExecutor {
         Some(decision.choice.split(self.policy, spec.num_kv_heads, chooser.shape().row_blocks))
     }
 
+    fn explain_split(&mut self, spec: &DecodeSpec, kv_lens: &[u32]) -> Option<String> {
+        let variant = self.decoder(spec).ok()?;
+        let chooser = self.variants.get(variant)?.chooser.as_ref()?;
+        Some(chooser.choose(&RunKey::of_step(spec, kv_lens)).to_string())
+    }
+
     fn plan(&mut self, request: &DecodeRequest<'_>, plan: &SplitPlan) -> Result<(), Error> {
         self.upload_plan(request, plan).map_err(|error| of_device(error, &self.layout))
     }

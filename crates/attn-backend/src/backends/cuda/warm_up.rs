@@ -4,7 +4,7 @@ use super::executor::CudaExecutor;
 use crate::Expect;
 use attn_kernels::device::{DeviceError, Event};
 use attn_plan::{DecodeRequest, DecodeSpec, PageRows, PageTable, SplitPlan};
-use attn_tune::{Candidates, Choice, Level, Point, RunKey, Timing, Tuner, Why};
+use attn_tune::{Candidates, Choice, Level, Point, RunKey, Timing, Tuner};
 
 /// Candidates that are timed: the model's favourites.
 const NUM_CANDIDATES: usize = 8;
@@ -52,7 +52,7 @@ impl CudaExecutor {
             return Ok(());
         };
         let decision = chooser.choose(&run);
-        let is_known = matches!(decision.why, Why::Measured { .. }) && tuner.level() != Level::Force;
+        let is_known = decision.why.is_measured() && tuner.level() != Level::Force;
         if is_known || run.kv_tokens == 0 {
             return Ok(());
         }
