@@ -167,6 +167,13 @@ struct Stage1 {
         return min(static_cast<uint32_t>(T::kRows), rows.total - rows.first);
     }
 
+    // The request of this CTA in shares.
+    static __device__ __forceinline__ uint32_t shared_request(const DecodeParams& p) {
+        uint32_t block = blockIdx.x;
+        ptx::keep(block);  // taken apart once more, rather than kept in registers through the tiles
+        return block / p.num_shares / (p.cache.num_kv_heads / blockDim.y);
+    }
+
     // The share of this CTA of a cluster; the same as attn_plan's with tiles of 64.
     static __device__ __forceinline__ WorkItem share_of(const DecodeParams& p, uint32_t request_idx, uint32_t end) {
         const uint32_t rank = ptx::cluster_rank();
@@ -287,7 +294,11 @@ struct Stage1 {
             arith.careful = true;
             ptx::fence_before_bulk_copies();
             __syncwarp();
-            loader.begin(pages, share.first_token, share.token_end);
+            const int32_t* again = pages;
+            uint32_t from = share.first_token;
+            ptx::keep(again);  // addresses are worked out only when it comes to that
+            ptx::keep(from);
+            loader.begin(again, from, share.token_end);
             fill_ring();
         }
     }
@@ -311,7 +322,9 @@ struct Stage1 {
         const uint32_t* worker_starts = reinterpret_cast<const uint32_t*>(p.worker_starts);
         const WorkItem* items = reinterpret_cast<const WorkItem*>(p.items);
         const bool by_plan = p.num_shares == 0;
-        const uint32_t kv_len = by_plan ? 0 : reinterpret_cast<const uint32_t*>(p.kv_lens)[worker];
+        const uint32_t* kv_lens = reinterpret_cast<const uint32_t*>(p.kv_lens);
+        // Asked for early, but where registers are scarce.
+        uint32_t kv_len = by_plan || !T::kRuns ? 0 : kv_lens[worker];
         const uint32_t first_item = by_plan ? worker_starts[worker] : 0;
         const uint32_t item_end = by_plan ? worker_starts[worker + 1] : 1;
 
@@ -334,7 +347,9 @@ struct Stage1 {
                 const uint4 words = *reinterpret_cast<const uint4*>(items + item_idx);
                 item = WorkItem{words.x, words.y, words.z, words.w};
             } else {
-                item = share_of(p, worker, kv_len);
+                const uint32_t request_idx = T::kRuns ? worker : shared_request(p);
+                if (!T::kRuns) kv_len = kv_lens[request_idx];
+                item = share_of(p, request_idx, kv_len);
             }
             const uint32_t item_tiles = (item.token_end - item.token_start + kTileTokens - 1) / kTileTokens;
             const uint32_t num_tiles = item_tiles > warp ? (item_tiles - warp + token_warps - 1) / token_warps : 0;
@@ -349,11 +364,20 @@ struct Stage1 {
                 RowLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring);
                 do_share(share, loader, arith, state);
             }
-            finish_item(p, item, rows, arith, state, shared, ring_idx);
+            // The item once more, rather than kept in registers through its tiles.
+            WorkItem done{0, 0, 0, kNoPartial};
+            if (by_plan) {
+                const uint4 words = ptx::load_streaming(items + item_idx);
+                done = WorkItem{words.x, words.y, words.z, words.w};
+            } else {
+                done.request_idx = shared_request(p);
+            }
+            finish_item(p, done, rows, arith, state, shared, ring_idx);
         }
         if (p.num_shares > 1) {
-            Inbox<T>(p.num_shares, rows_of(rows), shared).receive(shared, [&](uint32_t element, const RowState& merged, float (&x)[4]) {
-                const WorkItem whole{worker, 0, 0, kNoPartial};
+            const WorkItem whole{shared_request(p), 0, 0, kNoPartial};
+            const Inbox<T> inbox(p.num_shares, rows_of(rows), shared);
+            inbox.receive(shared, [&](uint32_t element, const RowState& merged, float (&x)[4]) {
                 write_row(p, whole, rows, rows.first + element / Inbox<T>::kFours, element % Inbox<T>::kFours * 4, merged, x);
             });
         }
