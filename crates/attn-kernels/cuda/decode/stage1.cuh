@@ -57,6 +57,7 @@ struct Stage1 {
     using Arith = std::conditional_t<T::kArithmetic == Arithmetic::kMma, MmaArithmetic<T>, F32Arithmetic<T>>;
     static constexpr int kRowTiles = T::kRowTiles;
     static constexpr bool kExact = T::kArithmetic == Arithmetic::kF32;
+    static constexpr bool kEarlyLen = T::kRuns && T::kGroups == Groups::k8;
 
     // soft-cap and ALiBi, base 2.
     static __device__ __forceinline__ void transform(const DecodeParams& p, const QueryRows& rows, const Visibility& visibility,
@@ -324,7 +325,7 @@ struct Stage1 {
         const bool by_plan = p.num_shares == 0;
         const uint32_t* kv_lens = reinterpret_cast<const uint32_t*>(p.kv_lens);
         // Asked for early, but where registers are scarce.
-        uint32_t kv_len = by_plan || !T::kRuns ? 0 : kv_lens[worker];
+        uint32_t kv_len = by_plan || !kEarlyLen ? 0 : kv_lens[worker];
         const uint32_t first_item = by_plan ? worker_starts[worker] : 0;
         const uint32_t item_end = by_plan ? worker_starts[worker + 1] : 1;
 
@@ -347,8 +348,8 @@ struct Stage1 {
                 const uint4 words = *reinterpret_cast<const uint4*>(items + item_idx);
                 item = WorkItem{words.x, words.y, words.z, words.w};
             } else {
-                const uint32_t request_idx = T::kRuns ? worker : shared_request(p);
-                if (!T::kRuns) kv_len = kv_lens[request_idx];
+                const uint32_t request_idx = kEarlyLen ? worker : shared_request(p);
+                if (!kEarlyLen) kv_len = kv_lens[request_idx];
                 item = share_of(p, request_idx, kv_len);
             }
             const uint32_t item_tiles = (item.token_end - item.token_start + kTileTokens - 1) / kTileTokens;
