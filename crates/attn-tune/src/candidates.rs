@@ -1,7 +1,7 @@
 //! The choices that a search looks at.
 
 use crate::choice::{Choice, HEADS_PER_BLOCK, TILE_LEN};
-use crate::model::{CLUSTER_ROOM, LINE_BYTES};
+use crate::model::CLUSTER_ROOM;
 use crate::{PolicyClass, RunKey, Shape, StaticKey};
 use attn_plan::MAX_SHARES;
 
