@@ -221,7 +221,8 @@ impl Decoder {
     /// Grid of stage 1; the index is taken apart in `cuda/decode/stage1.cuh`.
     fn stage1_shape(&self, params: &DecodeParams, args: &DecodeArgs<'_>) -> LaunchShape {
         let PlanArgs { heads_per_block, num_shares, .. } = args.plan;
-        let workers = if num_shares > 0 { args.batch.saturating_mul(num_shares) } else { args.plan.num_workers };
+        let workers =
+            if num_shares > 0 { args.batch.saturating_mul(num_shares) } else { args.plan.num_workers };
         let inbox = inbox_bytes(self.instance, args.spec, num_shares, heads_per_block);
         LaunchShape {
             grid: [workers.saturating_mul(params.cache.num_kv_heads / heads_per_block), self.row_blocks, 1],
