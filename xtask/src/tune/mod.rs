@@ -99,7 +99,9 @@ fn ship(file: &Path) -> Result<()> {
     let root = crate::workspace::root();
     let to = profile.save(&root.join("crates/attn-tune/profiles"))?;
     let name = attn_tune::file_name(&profile.device);
-    let svg = root.join("docs/img").join(format!("tuned-{}", name.replace(".toml", ".svg")));
+    // "h200" of "nvidia-h200.toml".
+    let short = name.trim_start_matches("nvidia-").split(['-', '.']).next().unwrap_or(&name);
+    let svg = root.join("docs/img").join(format!("tuned-{short}.svg"));
     report::draw(&profile, &svg)?;
     println!("{}: {}", profile.device, profile.coverage);
     if let Some(share) = share::ModelShare::of(&profile) {
