@@ -42,6 +42,8 @@ const STEPS: &[Step] = &[
     step("example-05", "cargo run --quiet -p attn-examples --example 05_share_a_prefix"),
     // Needs no GPU; says so before it installs nvcc into a cache folder.
     step("kernels", "cargo xtask kernels"),
+    // What is published builds in a program of its own, with the image inside.
+    step("package", "cargo xtask package --check"),
     // The CUDA backend on a driver of host memory that fails at every call; wants the image that was just built.
     step("fake-driver", "cargo test -p attn-backend --features cuda --test fake_driver"),
     // Fails if any output element is beyond the bound of the backend's arithmetic.

@@ -21,9 +21,10 @@ pub struct Args {
     check: bool,
 }
 
-/// In the order of their dependencies.
-const CRATES: [&str; 6] =
-    ["kv-quant", "attn-plan", "cuda-shim", "attn-kernels", "cpu-reference", "attn-backend"];
+/// The crate that the others are packed for: it depends on all that is published.
+const TOP: &str = "attn-backend";
+/// The crate that carries the image.
+const CARRIER: &str = "attn-kernels";
 /// What a published image has to hold.
 const ARCHS: [&str; 4] = ["sm_80", "compute_80", "sm_89", "sm_90a"];
 const FILES: [&str; 2] = ["kv8.fatbin", "manifest.json"];
@@ -42,6 +43,7 @@ pub fn run(args: &Args) -> Result<()> {
         out.display()
     );
     let version = check_image()?;
+    let crates = published(&root)?;
 
     let build = root.join("target/package-build");
     {
@@ -50,7 +52,7 @@ pub fn run(args: &Args) -> Result<()> {
         let status = Command::new(cargo)
             .args(["package", "--no-verify", "--allow-dirty", "--quiet", "--target-dir"])
             .arg(&build)
-            .args(CRATES.iter().flat_map(|name| ["-p", name]))
+            .args(crates.iter().flat_map(|name| ["-p", name.as_str()]))
             .current_dir(&root)
             .status()
             .context("running cargo")?;
@@ -61,20 +63,50 @@ pub fn run(args: &Args) -> Result<()> {
     }
     fs::create_dir_all(&out)?;
     let mut folders = Vec::new();
-    for name in CRATES {
-        folders.push(unpack(&build.join("package"), name, &out)?);
+    for name in &crates {
+        folders.push((name.as_str(), unpack(&build.join("package"), name, &out)?));
     }
-    let image = out.join(&folders[3]).join("prebuilt").join(FILES[0]);
-    ensure!(image.is_file(), "the image did not get into {}", folders[3]);
+    let carrier = folders.iter().find(|(name, _)| *name == CARRIER).map(|(_, folder)| folder);
+    let image = carrier.map(|folder| out.join(folder).join("prebuilt").join(FILES[0]));
+    ensure!(image.is_some_and(|image| image.is_file()), "the image did not get into {CARRIER}");
     let link = out.join("cuda-link/lib64");
     fs::create_dir_all(&link)?;
     fs::copy(root.join("cuda-link/lib64/libcuda.a"), link.join("libcuda.a"))?;
     fs::write(out.join(MARK), readme(&folders))?;
-    println!("{} crates, image of nvcc {version}: {}", CRATES.len(), out.display());
+    println!("{} crates, image of nvcc {version}: {}", crates.len(), out.display());
     if args.check {
         check(&out, &folders)?;
     }
     Ok(())
+}
+
+/// The names of [`TOP`] and of every crate of this workspace that it needs, in the order of their dependencies.
+fn published(root: &Path) -> Result<Vec<String>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["metadata", "--no-deps", "--format-version", "1"])
+        .current_dir(root)
+        .output()
+        .context("running cargo metadata")?;
+    ensure!(output.status.success(), "cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout)?;
+    let packages = metadata["packages"].as_array().context("cargo metadata names no packages")?;
+    let mut order = Vec::new();
+    push_after_needs(packages, TOP, &mut order);
+    Ok(order)
+}
+
+/// Appends `name` behind what it needs, each once.
+fn push_after_needs(packages: &[Value], name: &str, order: &mut Vec<String>) {
+    let Some(package) = packages.iter().find(|package| package["name"] == name) else { return };
+    if order.iter().any(|known| known == name) {
+        return;
+    }
+    let needs = package["dependencies"].as_array().into_iter().flatten();
+    for need in needs.filter(|need| need["kind"] != "dev" && need["path"].is_string()) {
+        push_after_needs(packages, need["name"].as_str().unwrap_or_default(), order);
+    }
+    order.push(name.to_owned());
 }
 
 /// The image is there, whole, and of these sources. Answers the version of nvcc.
@@ -125,15 +157,12 @@ fn unpack(packed: &Path, name: &str, out: &Path) -> Result<String> {
     Ok(folder)
 }
 
-fn patches(folders: &[String], prefix: &str) -> String {
-    let lines = CRATES
-        .iter()
-        .zip(folders)
-        .map(|(name, folder)| format!("{name} = {{ path = \"{prefix}{folder}\" }}\n"));
+fn patches(folders: &[(&str, String)], prefix: &str) -> String {
+    let lines = folders.iter().map(|(name, folder)| format!("{name} = {{ path = \"{prefix}{folder}\" }}\n"));
     format!("[patch.crates-io]\n{}", lines.collect::<String>())
 }
 
-fn readme(folders: &[String]) -> String {
+fn readme(folders: &[(&str, String)]) -> String {
     format!(
         "{MARK_LINE}\n\n\
          Written by `cargo xtask package`. Each folder is a crate as it is published; `attn-kernels` carries the CUDA\n\
@@ -148,7 +177,7 @@ fn readme(folders: &[String]) -> String {
 }
 
 /// Builds and runs a dependent in a folder of its own, far from this workspace's settings.
-fn check(out: &Path, folders: &[String]) -> Result<()> {
+fn check(out: &Path, folders: &[(&str, String)]) -> Result<()> {
     let out = out.canonicalize()?;
     let project = std::env::temp_dir().join(format!("kv8-package-check-{}", std::process::id()));
     fs::create_dir_all(project.join("src"))?;

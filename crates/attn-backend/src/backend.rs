@@ -143,6 +143,12 @@ pub trait Executor: Send {
         None
     }
 
+    /// Why [`Self::split_config`] cuts this step as it does, in words for people. Allocates.
+    fn explain_split(&mut self, spec: &DecodeSpec, kv_lens: &[u32]) -> Option<String> {
+        let _ = (spec, kv_lens);
+        None
+    }
+
     /// Runs the planned step. With device arrays the work is queued; with host arrays it is done on return.
     ///
     /// # Errors

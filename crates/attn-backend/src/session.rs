@@ -200,6 +200,14 @@ impl<'a> Session<'a> {
         &self.split
     }
 
+    /// Why the planned step is cut as it is, in words: which measured step or which expectation of the cost model decided.
+    /// `None` without a plan, with a split that the caller has set, and where the backend knows one way only. Allocates.
+    pub fn explain_split(&mut self) -> Option<String> {
+        let Self { steps, is_split_fixed, planned, executor, .. } = self;
+        let Step { spec, .. } = planned.step.and_then(|step| steps.get(step))?;
+        if *is_split_fixed { None } else { executor.explain_split(spec, &planned.kv_lens) }
+    }
+
     /// Cuts further steps like this, whatever their lengths. A plan made before is dropped.
     ///
     /// # Errors

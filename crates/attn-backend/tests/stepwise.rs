@@ -75,6 +75,10 @@ impl Executor for StepwiseExecutor<'_> {
         Some(SplitConfig::throughput(kv_lens.len() as u32))
     }
 
+    fn explain_split(&mut self, _: &DecodeSpec, kv_lens: &[u32]) -> Option<String> {
+        Some(format!("{} requests", kv_lens.len()))
+    }
+
     fn plan(&mut self, request: &DecodeRequest<'_>, plan: &SplitPlan) -> Result<(), Error> {
         self.inner.plan(request, plan)
     }
@@ -128,9 +132,12 @@ fn workers_of_steps(session: &mut Session<'_>) -> [usize; 2] {
 fn each_step_is_cut_as_the_backend_chooses() {
     let (mut session, levels) = open(SessionOptions { tune: Some(Level::Off), ..SessionOptions::default() });
     assert_eq!(*levels.lock().unwrap(), [Level::Off]);
+    assert_eq!(session.explain_split(), None, "there is no plan");
     assert_eq!(workers_of_steps(&mut session), [1, 3]);
+    assert_eq!(session.explain_split().as_deref(), Some("3 requests"));
     session.set_split(SplitConfig::throughput(5)).unwrap();
     assert_eq!(workers_of_steps(&mut session), [5, 5]);
+    assert_eq!(session.explain_split(), None, "the caller decides");
 }
 
 #[test]

@@ -132,6 +132,9 @@ pub enum Error {
     /// A block of a device takes some of the kv heads.
     #[error("heads_per_block is {0}; valid: 1, 2 or 4")]
     HeadsPerBlock(u32),
+    /// A request in more shares than a cluster has room for, or in shares where the policy fixes the cuts.
+    #[error("num_shares is {0}; valid: 0 to {max}, and 0 under the batch-invariant policy", max = crate::MAX_SHARES)]
+    NumShares(u32),
     /// A batch-invariant split that is no whole number of tiles.
     #[error("split_len is {split_len}; valid: a positive multiple of tile_len ({tile_len})")]
     SplitLen {

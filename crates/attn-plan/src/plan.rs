@@ -87,11 +87,17 @@ impl SplitPlan {
         let extent = |&kv_len: &u32| Extent::new(spec.visible_any(kv_len), tile_len, split_tiles);
         extents.extend(kv_lens.iter().map(extent));
         let schedule = Schedule::new(&extents, config);
-        let num_items = schedule.max_items();
+        let num_items = match config.num_shares {
+            0 => schedule.max_items(),
+            shares => batch * u64::from(shares),
+        };
         let result = if num_items > MAX_ITEMS {
             Err(Error::TooManyItems(num_items))
         } else {
-            self.deal(&schedule, config);
+            match config.num_shares {
+                0 => self.deal(&schedule, config),
+                _ => self.share_out(&extents, config),
+            }
             self.number_partials(kv_lens.len());
             self.config = Some(*config);
             Ok(())
@@ -118,6 +124,28 @@ impl SplitPlan {
             items.push(item);
         });
         worker_starts.resize(config.num_workers as usize + 1, items.len() as u32);
+    }
+
+    /// One worker a share, request by request.
+    fn share_out(&mut self, extents: &[Extent], config: &SplitConfig) {
+        let Self { items, worker_starts, makespan, total, .. } = self;
+        items.clear();
+        worker_starts.clear();
+        worker_starts.push(0);
+        (*makespan, *total) = (0, 0);
+        for (request, extent) in extents.iter().enumerate() {
+            for rank in 0..config.num_shares {
+                if let Some(item) = extent.share(request, rank, config.num_shares, config.tile_len) {
+                    let range = item.token_start..item.token_end;
+                    let cost =
+                        Extent::new(range, config.tile_len, 0).tiles() + u64::from(config.item_overhead);
+                    *total += cost;
+                    *makespan = (*makespan).max(cost);
+                    items.push(item);
+                }
+                worker_starts.push(items.len() as u32);
+            }
+        }
     }
 
     /// Gives partial indices to the items of split requests, in token order (items are in order already).
@@ -149,9 +177,16 @@ impl SplitPlan {
         &self.items
     }
 
-    /// `[num_workers + 1]`: worker `w` does items `worker_starts[w]..worker_starts[w + 1]`.
+    /// `[num_workers + 1]`, or one more than there are shares in all: worker `w` does items `worker_starts[w]..worker_starts[w + 1]`.
     pub fn worker_starts(&self) -> &[u32] {
         &self.worker_starts
+    }
+
+    /// Workers up to the last that has items, at least one; work is dealt from the first worker on. A device need not start the others: their
+    /// blocks would take room for a moment, and those of the others would spread unevenly.
+    pub fn num_busy_workers(&self) -> u32 {
+        let end = self.items.len() as u32;
+        self.worker_starts.partition_point(|start| *start < end).max(1) as u32
     }
 
     /// `[batch + 1]`: request `r`'s partials are `request_partials[r]..request_partials[r + 1]`, in token order.
@@ -208,7 +243,7 @@ impl std::fmt::Display for SplitPlan {
             config.policy,
             self.batch(),
             self.items.len(),
-            config.num_workers,
+            self.worker_starts.len().saturating_sub(1),
             self.num_partials(),
             config.tile_len,
             100.0 * self.efficiency()

@@ -29,6 +29,26 @@ impl Extent {
         u64::from(self.end_tile - self.first_tile)
     }
 
+    /// Share `rank` of the request in `num_shares` equal ones: whole tiles, as equal as they go. `None` where there are more
+    /// shares than tiles and nothing is left for this one; a request without tokens is its last share. `share_of` in
+    /// `cuda/decode/stage1.cuh` is the same.
+    pub fn share(&self, request: usize, rank: u32, num_shares: u32, tile_len: u32) -> Option<WorkItem> {
+        let (tiles, shares) = (self.tiles(), u64::from(num_shares.max(1)));
+        let cut = |rank: u32| u64::from(self.first_tile) + tiles * u64::from(rank) / shares;
+        let (from, to) = (cut(rank), cut(rank + 1));
+        if from == to && !(tiles == 0 && rank + 1 == num_shares) {
+            return None;
+        }
+        let end = u64::from(self.end);
+        let start = (from * u64::from(tile_len)).clamp(u64::from(self.start), end);
+        Some(WorkItem {
+            request_idx: request as u32,
+            token_start: start as u32,
+            token_end: (to * u64::from(tile_len)).clamp(start, end) as u32,
+            partial_idx: NO_PARTIAL,
+        })
+    }
+
     /// Items of the request as long as no worker's end cuts it; an empty request has one.
     fn num_splits(&self) -> u64 {
         u64::from(self.num_splits)

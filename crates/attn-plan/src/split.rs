@@ -23,6 +23,9 @@ impl std::fmt::Display for SplitPolicy {
     }
 }
 
+/// The most shares of a request: a cluster of blocks has room for no more.
+pub const MAX_SHARES: u32 = 16;
+
 /// The facts and numbers from which a [`crate::SplitPlan`] follows.
 /// ```
 /// use attn_plan::{Error, SplitConfig, SplitPolicy};
@@ -46,6 +49,10 @@ pub struct SplitConfig {
     /// The most kv heads that a block of a device takes together: 1, 2 or 4. It takes fewer where that does not divide the
     /// heads, or its kernel has no room. Another number may change the last bits. A host takes heads as it likes.
     pub heads_per_block: u32,
+    /// 0: workers' ends cut, as the policy says. Else every request is cut into this many equal shares, whatever its
+    /// neighbours are, each a worker's: a device that has clusters merges them there, without stage 2. `num_workers`,
+    /// `item_overhead` and `min_split_tiles` then do not count. At most [`MAX_SHARES`].
+    pub num_shares: u32,
 }
 
 impl SplitConfig {
@@ -58,7 +65,13 @@ impl SplitConfig {
             item_overhead: 1,
             min_split_tiles: 1,
             heads_per_block: 1,
+            num_shares: 0,
         }
+    }
+
+    /// Every request in this many equal shares, with tiles of 64 tokens.
+    pub fn shares(num_shares: u32) -> Self {
+        Self { num_shares, ..Self::throughput(1) }
     }
 
     /// The same numbers under another policy.
@@ -84,6 +97,9 @@ impl SplitConfig {
         }
         if ![1, 2, 4].contains(&self.heads_per_block) {
             return Err(Error::HeadsPerBlock(self.heads_per_block));
+        }
+        if self.num_shares > MAX_SHARES || self.num_shares > 0 && self.policy != SplitPolicy::Throughput {
+            return Err(Error::NumShares(self.num_shares));
         }
         match self.policy {
             SplitPolicy::BatchInvariant { split_len } if split_len == 0 || split_len % self.tile_len != 0 => {

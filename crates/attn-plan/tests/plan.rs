@@ -1,6 +1,6 @@
 //! Properties of the split schedule: every visible token in exactly one item, workers balanced, invariance.
 
-use attn_plan::{DecodeSpec, NO_PARTIAL, SplitConfig, SplitPlan, SplitPolicy};
+use attn_plan::{DecodeSpec, MAX_SHARES, NO_PARTIAL, SplitConfig, SplitPlan, SplitPolicy, WorkItem};
 use proptest::prelude::*;
 
 fn policies() -> impl Strategy<Value = SplitPolicy> {
@@ -19,6 +19,7 @@ fn configs() -> impl Strategy<Value = SplitConfig> {
             item_overhead,
             min_split_tiles,
             heads_per_block: 1,
+            num_shares: 0,
         },
     )
 }
@@ -36,6 +37,50 @@ fn specs() -> impl Strategy<Value = DecodeSpec> {
 }
 
 proptest! {
+    /// The last busy worker has items, those after it have none.
+    #[test]
+    fn workers_after_the_busy_ones_have_no_items(spec in specs(), lens in lens(), config in configs()) {
+        let plan = SplitPlan::new(&spec, &lens, &config).unwrap();
+        let busy = plan.num_busy_workers() as usize;
+        prop_assert!(busy >= 1 && busy <= config.num_workers as usize);
+        prop_assert_eq!(plan.worker_items(busy - 1).is_empty(), plan.items().is_empty());
+        for worker in busy..config.num_workers as usize {
+            prop_assert!(plan.worker_items(worker).is_empty(), "worker {} of {}", worker, busy);
+        }
+    }
+
+    /// A request's shares cover it, differ by a tile at most, and are the same whatever stands beside it.
+    #[test]
+    fn shares_are_equal_and_their_own(spec in specs(), lens in lens(), num_shares in 1u32..=MAX_SHARES) {
+        let config = SplitConfig::shares(num_shares);
+        let plan = SplitPlan::new(&spec, &lens, &config).unwrap();
+        let shares = num_shares as usize;
+        prop_assert_eq!(plan.worker_starts().len(), lens.len() * shares + 1);
+        for (request, &kv_len) in lens.iter().enumerate() {
+            let alone = SplitPlan::new(&spec, &[kv_len], &config).unwrap();
+            let visible = spec.visible_any(kv_len);
+            let (mut next, mut least, mut most) = (visible.start, u32::MAX, 0);
+            for rank in 0..shares {
+                let items = plan.worker_items(request * shares + rank);
+                prop_assert!(items.len() <= 1);
+                let bounds = |items: &[WorkItem]| items.first().map(|item| (item.token_start, item.token_end));
+                prop_assert_eq!(bounds(items), bounds(alone.worker_items(rank)));
+                let Some(item) = items.first() else {
+                    least = 0;
+                    continue;
+                };
+                prop_assert_eq!((item.request_idx as usize, item.token_start), (request, next));
+                let tiles = item.token_end.div_ceil(64) - item.token_start / 64;
+                (least, most) = (least.min(tiles), most.max(tiles));
+                next = item.token_end;
+            }
+            prop_assert_eq!(next, visible.end);
+            prop_assert!(visible.is_empty() || most - least <= 1);
+            let partials = plan.request_partials()[request + 1] - plan.request_partials()[request];
+            prop_assert_eq!(partials > 0, most > 0 && (visible.end.div_ceil(64) - visible.start / 64) > 1 && num_shares > 1);
+        }
+    }
+
     #[test]
     fn every_visible_token_is_in_one_item(spec in specs(), lens in lens(), config in configs()) {
         let plan = SplitPlan::new(&spec, &lens, &config).unwrap();

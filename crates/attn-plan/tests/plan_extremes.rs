@@ -113,6 +113,9 @@ fn refused_configs() {
     assert_eq!(bad(SplitConfig { num_workers: (1 << 20) + 1, ..good }), Error::NumWorkers((1 << 20) + 1));
     assert_eq!(bad(SplitConfig { heads_per_block: 3, ..good }), Error::HeadsPerBlock(3));
     assert_eq!(bad(SplitConfig { tile_len: 0, ..good }), Error::TileLen(0));
+    assert_eq!(bad(SplitConfig { num_shares: 17, ..good }), Error::NumShares(17));
+    let invariant = good.with_policy(SplitPolicy::BatchInvariant { split_len: 64 });
+    assert_eq!(bad(SplitConfig { num_shares: 1, ..invariant }), Error::NumShares(1));
     assert_eq!(bad(SplitConfig { tile_len: 65537, ..good }), Error::TileLen(65537));
     for split_len in [0, 63, 100] {
         let config = good.with_policy(SplitPolicy::BatchInvariant { split_len });
@@ -147,6 +150,7 @@ proptest! {
         let config = SplitConfig {
             policy, num_workers: workers, tile_len: 64, item_overhead: overhead, min_split_tiles: piece,
             heads_per_block: 1,
+            num_shares: 0,
         };
         let plan = SplitPlan::new(&spec, &lens, &config).unwrap();
         assert_covers(&plan, &spec, &lens, workers);

@@ -19,12 +19,32 @@ fn choose(c: &mut Criterion) {
     let source = Source { file: "a-gpu.toml".into(), text: PROFILE.to_owned() };
     let tuner = Tuner::from_sources(machine, Level::Profiles, [&source]);
     let key: StaticKey = "d128 k8 v8 f16 gqa4 q1 records-paged throughput".parse().expect("a key");
-    let shape = Shape { blocks_per_sm: 3, max_heads_per_block: 4, row_blocks: 1, row_bytes: 320 };
+    let shape =
+        Shape { blocks_per_sm: 3, max_heads_per_block: 4, row_blocks: 1, row_bytes: 320, most_shares: 16 };
     let chooser = tuner.chooser(key, shape);
     let near = RunKey { batch: 8, num_kv_heads: 8, kv_tokens: 16384, longest: 2048 };
     let far = RunKey { batch: 1, num_kv_heads: 1, kv_tokens: 64, longest: 64 };
     c.bench_function("measured", |b| b.iter(|| chooser.choose(black_box(&near))));
     c.bench_function("modelled", |b| b.iter(|| chooser.choose(black_box(&far))));
+
+    // As many points as the whole grid has of one key, and the key with the most candidates.
+    let key: StaticKey = "d128 k8 v8 f16 gqa4 q1 planes-scattered throughput".parse().expect("a key");
+    let mut tuner = tuner;
+    let point = chooser.points()[0].1;
+    for batch in (0..9).map(|log| 1u32 << log) {
+        for longest in (9..18).map(|log| 1u32 << log) {
+            for share in [1, 4] {
+                let kv_tokens = u64::from(batch) * u64::from(longest) / share;
+                let run =
+                    RunKey { batch, num_kv_heads: 8, kv_tokens: kv_tokens.max(u64::from(longest)), longest };
+                tuner.learn(key, run, point);
+            }
+        }
+    }
+    let chooser = tuner.chooser(key, shape);
+    c.bench_function("measured, the whole grid", |b| b.iter(|| chooser.choose(black_box(&near))));
+    let far = RunKey { num_kv_heads: 8, ..far };
+    c.bench_function("modelled, the whole grid", |b| b.iter(|| chooser.choose(black_box(&far))));
 }
 
 criterion_group!(benches, choose);

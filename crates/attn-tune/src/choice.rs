@@ -1,6 +1,7 @@
 //! What is chosen: the numbers of a schedule.
 
-use attn_plan::{SplitConfig, SplitPolicy};
+use attn_plan::{MAX_SHARES, SplitConfig, SplitPolicy};
+use serde::{Deserialize, Serialize};
 
 /// Tokens of a tile: what the warps of a block take at a time.
 pub const TILE_LEN: u32 = 64;
@@ -8,7 +9,7 @@ pub const TILE_LEN: u32 = 64;
 pub const HEADS_PER_BLOCK: [u32; 3] = [1, 2, 4];
 
 /// How one step is cut and launched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Choice {
     /// Blocks of stage 1 over all heads; a multiple of the blocks that one worker needs is used.
     pub num_blocks: u32,
@@ -18,6 +19,8 @@ pub struct Choice {
     pub min_split_tiles: u32,
     /// What starting and merging one work item costs, in tiles.
     pub item_overhead: u32,
+    /// Equal shares of each request, merged by a cluster of blocks; 0: by workers, and the numbers above count.
+    pub num_shares: u32,
 }
 
 impl Choice {
@@ -34,6 +37,8 @@ impl Choice {
             item_overhead: self.item_overhead,
             min_split_tiles: self.min_split_tiles,
             heads_per_block: self.heads_per_block,
+            // That policy has fixed the cuts.
+            num_shares: if policy == SplitPolicy::Throughput { self.num_shares } else { 0 },
         }
     }
 
@@ -55,6 +60,8 @@ impl Choice {
             Some("min_tiles must be 1 to 4096")
         } else if self.item_overhead > 64 {
             Some("overhead must be 0 to 64")
+        } else if self.num_shares > MAX_SHARES {
+            Some("shares must be 0 to 16")
         } else {
             None
         }
@@ -63,7 +70,10 @@ impl Choice {
 
 impl std::fmt::Display for Choice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { num_blocks, heads_per_block, min_split_tiles, item_overhead } = self;
+        let Self { num_blocks, heads_per_block, min_split_tiles, item_overhead, num_shares } = self;
+        if *num_shares > 0 {
+            return write!(f, "each request in {num_shares} shares, {heads_per_block} heads a block");
+        }
         write!(
             f,
             "{num_blocks} blocks of {heads_per_block} heads, splits of {min_split_tiles} tiles and more, overhead {item_overhead}"

@@ -1,22 +1,28 @@
 //! The look-up: which choice for a step, and why.
 
-use crate::model::ITEM_OVERHEAD;
-use crate::{Candidates, Choice, CostModel, Point, PolicyClass, RunKey, Shape, StaticKey};
+use crate::candidates::ITEM_OVERHEAD;
+use crate::{Candidates, Choice, CostModel, Machine, Point, PolicyClass, RunKey, Shape, StaticKey};
 use std::fmt;
 use std::sync::Arc;
 
 /// A measured neighbour farther away than this many octaves says nothing: the cost model is asked instead.
 pub const MAX_DISTANCE: f32 = 1.5;
 
+/// Within this many octaves a measured step is as good as the same step.
+pub const SAME_STEP: f32 = 0.5;
+
 /// Answers for one key, step by step.
 #[derive(Clone, Debug)]
 pub struct Chooser {
-    pub(crate) key: StaticKey,
-    pub(crate) shape: Shape,
-    pub(crate) num_sms: u32,
-    pub(crate) read_gb_per_s: f64,
-    pub(crate) model: CostModel,
-    pub(crate) points: Arc<[(RunKey, Point)]>,
+    key: StaticKey,
+    shape: Shape,
+    num_sms: u32,
+    read_gb_per_s: f64,
+    model: CostModel,
+    /// By the size of the work, the first of their coordinates.
+    points: Arc<[(RunKey, Point)]>,
+    /// Of each point: logarithms are taken once, not at each look-up.
+    coordinates: Arc<[[f32; 3]]>,
 }
 
 /// A choice and the reason for it.
@@ -39,6 +45,16 @@ pub enum Why {
         /// How far it is, in octaves.
         distance: f32,
     },
+    /// The cost model expects it to be fastest, and at a measured step nearby nothing was faster than what it had chosen
+    /// there.
+    Agreed {
+        /// Microseconds that the model expects.
+        expected_us: f64,
+        /// That step.
+        nearest: RunKey,
+        /// How far it is, in octaves.
+        distance: f32,
+    },
     /// The cost model expects it to be fastest.
     Modelled {
         /// Microseconds that the model expects.
@@ -48,31 +64,93 @@ pub enum Why {
     },
 }
 
+impl Why {
+    /// Whether a measured step nearby had a say.
+    pub fn is_measured(&self) -> bool {
+        !matches!(self, Why::Modelled { .. })
+    }
+}
+
 impl Chooser {
+    pub(crate) fn new(
+        key: StaticKey,
+        shape: Shape,
+        machine: &Machine,
+        model: CostModel,
+        mut points: Vec<(RunKey, Point)>,
+    ) -> Self {
+        points.sort_by(|(a, _), (b, _)| a.coordinates()[0].total_cmp(&b.coordinates()[0]).then(a.cmp(b)));
+        let coordinates = points.iter().map(|(run, _)| run.coordinates()).collect();
+        let points = points.into();
+        let Machine { num_sms, read_gb_per_s, .. } = *machine;
+        Self { key, shape, num_sms, read_gb_per_s, model, points, coordinates }
+    }
+
     /// The choice for a step. A pure function of the key, the profiles and the step; does not allocate.
     pub fn choose(&self, run: &RunKey) -> Decision {
+        let nearest = self.nearest(run);
+        let modelled = |why: &dyn Fn(f64) -> Why| {
+            let (choice, expected_us) = self.modelled(run);
+            Decision { choice, why: why(expected_us) }
+        };
+        let Some((distance, measured, point)) = nearest.filter(|(distance, ..)| *distance <= MAX_DISTANCE)
+        else {
+            let nearest = nearest.map(|(distance, ..)| distance);
+            return modelled(&|expected_us| Why::Modelled { expected_us, nearest });
+        };
+        // What the model had chosen there and nothing had beaten says that the model is right hereabouts, not that its
+        // numbers for another step are right for this one.
+        let is_the_models = point.timing.us >= point.timing.model_us;
+        if is_the_models && distance > SAME_STEP {
+            return modelled(&|expected_us| Why::Agreed { expected_us, nearest: *measured, distance });
+        }
+        Decision { choice: self.hold(point.choice), why: Why::Measured { nearest: *measured, distance } }
+    }
+
+    /// The nearest point whose choice the kernel can run, and how far it is.
+    fn nearest(&self, run: &RunKey) -> Option<(f32, &RunKey, &Point)> {
+        let at = run.coordinates();
+        let middle = self.coordinates.partition_point(|coordinates| coordinates[0] < at[0]);
         let mut nearest: Option<(f32, &RunKey, &Point)> = None;
-        for (measured, point) in self.points.iter() {
-            let distance = run.distance(measured);
+        // Whether to look further on this side: no point is nearer than its size is.
+        let mut visit = |index: usize| {
+            let (Some(coordinates), Some((measured, point))) =
+                (self.coordinates.get(index), self.points.get(index))
+            else {
+                return false;
+            };
+            if nearest.is_some_and(|(best, ..)| (coordinates[0] - at[0]).abs() >= best) {
+                return false;
+            }
+            let distance = RunKey::between(&at, coordinates);
             let is_usable = run.num_kv_heads.is_multiple_of(point.choice.heads_per_block)
-                && point.choice.heads_per_block <= self.shape.max_heads_per_block;
+                && point.choice.heads_per_block <= self.shape.max_heads_per_block
+                && point.choice.num_shares <= self.shape.most_shares;
             if is_usable && nearest.is_none_or(|(best, ..)| distance < best) {
                 nearest = Some((distance, measured, point));
             }
+            true
+        };
+        let (mut below, mut above) = (middle, middle);
+        let (mut is_open_below, mut is_open_above) = (true, true);
+        while is_open_below || is_open_above {
+            if is_open_above {
+                is_open_above = visit(above);
+                above += 1;
+            }
+            if is_open_below {
+                is_open_below = below > 0 && visit(below - 1);
+                below = below.saturating_sub(1);
+            }
         }
-        match nearest {
-            Some((distance, measured, point)) if distance <= MAX_DISTANCE => Decision {
-                choice: self.hold(point.choice),
-                why: Why::Measured { nearest: *measured, distance },
-            },
-            _ => self.modelled(run, nearest.map(|(distance, ..)| distance)),
-        }
+        nearest
     }
 
-    fn modelled(&self, run: &RunKey, nearest: Option<f32>) -> Decision {
+    /// The model's choice and what it expects of it, microseconds.
+    fn modelled(&self, run: &RunKey) -> (Choice, f64) {
         let Self { key, shape, num_sms, read_gb_per_s, model, .. } = self;
         let mut best: Option<(f64, Choice)> = None;
-        for choice in Candidates::few(*num_sms, key, shape, run.num_kv_heads) {
+        for choice in Candidates::few(*num_sms, key, shape, run) {
             let us = model.predict_on(*num_sms, *read_gb_per_s, key, shape, run, &choice);
             if best.is_none_or(|(least, _)| us < least) {
                 best = Some((us, choice));
@@ -83,16 +161,17 @@ impl Chooser {
             heads_per_block: 1,
             min_split_tiles: 1,
             item_overhead: ITEM_OVERHEAD,
+            num_shares: 0,
         };
         let (expected_us, choice) = best.unwrap_or((0.0, full));
-        Decision { choice: self.hold(choice), why: Why::Modelled { expected_us, nearest } }
+        (self.hold(choice), expected_us)
     }
 
     /// Takes out of a choice what the policy forbids: the shape of a block changes bits, and the choice looks at the batch.
     fn hold(&self, choice: Choice) -> Choice {
         match self.key.policy {
             PolicyClass::Throughput => choice,
-            PolicyClass::BatchInvariant => Choice { heads_per_block: 1, ..choice },
+            PolicyClass::BatchInvariant => Choice { heads_per_block: 1, num_shares: 0, ..choice },
         }
     }
 
@@ -124,6 +203,11 @@ impl fmt::Display for Why {
             Why::Measured { nearest, distance } => {
                 write!(f, "measured at {nearest}, {distance:.2} octaves away")
             }
+            Why::Agreed { expected_us, nearest, distance } => write!(
+                f,
+                "the cost model expects {expected_us:.1} us; nothing was faster than its choice at {nearest}, \
+                 {distance:.2} octaves away"
+            ),
             Why::Modelled { expected_us, nearest: None } => {
                 write!(f, "the cost model expects {expected_us:.1} us; nothing was measured for this key")
             }

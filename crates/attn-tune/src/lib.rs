@@ -11,6 +11,7 @@
 //! [`SplitPolicy::BatchInvariant`](attn_plan::SplitPolicy) every part of it that could change bits is fixed.
 #![forbid(unsafe_code)]
 
+mod candidates;
 mod choice;
 mod chooser;
 mod date;
@@ -24,12 +25,13 @@ mod text;
 mod tuner;
 mod warning;
 
+pub use candidates::Candidates;
 pub use choice::{Choice, HEADS_PER_BLOCK, TILE_LEN};
-pub use chooser::{Chooser, Decision, MAX_DISTANCE, Why};
+pub use chooser::{Chooser, Decision, MAX_DISTANCE, SAME_STEP, Why};
 pub use date::today;
 pub use key::{LayoutClass, PolicyClass, StaticKey, StaticKeyError};
 pub use level::{Level, LevelError, TUNE_VARIABLE};
-pub use model::{Candidates, CostModel, Machine, Shape};
+pub use model::{CostModel, Machine, Shape};
 pub use profile::{Point, Profile, Table, Timing, VERSION};
 pub use run::RunKey;
 pub use store::{PROFILE_DIR_VARIABLE, file_name, shipped, user_dir};

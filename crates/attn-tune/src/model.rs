@@ -1,20 +1,29 @@
 //! How long a step takes, from a few constants: what decides where nothing was measured.
 //!
 //! ```text
-//! time   = launch + stream + items + merge
+//! time   = launch + crowd + stream + items + merge
 //! stream = bytes / (read bandwidth, joined with blocks x what one block can stream) x imbalance
 //! items  = requests of a worker x cost of an item
 //! merge  = nothing where no request is cut; else a fixed cost, and one for each partial of a request
+//! crowd  = blocks beyond one a multiprocessor, which find no room while the step before still runs
 //! ```
 //!
-//! Two bandwidths are joined as 1 / hypot(1/a, 1/b): near their crossing neither is reached.
+//! A request in shares has no items and no merge of its own:
+//!
+//! ```text
+//! time   = shares + crowd + stream + further waves
+//! stream = (bytes / read bandwidth / overlap + bytes / what its blocks can stream together) x imbalance
+//! ```
+//!
+//! Otherwise two bandwidths are joined as 1 / hypot(1/a, 1/b): near their crossing neither is reached.
 
-use crate::choice::{Choice, HEADS_PER_BLOCK, TILE_LEN};
+use crate::choice::{Choice, TILE_LEN};
 use crate::{PolicyClass, RunKey, StaticKey};
-use kv_quant::CacheFormat;
+use kv_quant::CacheLayout;
+use serde::{Deserialize, Serialize};
 
 /// The GPU, as far as the model looks at it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// The device's name.
     pub device: String,
@@ -31,7 +40,7 @@ pub struct Machine {
 }
 
 /// What the kernel for a key looks like, as far as the model looks at it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Shape {
     /// Blocks of stage 1 that one multiprocessor holds at once.
     pub blocks_per_sm: u32,
@@ -41,36 +50,53 @@ pub struct Shape {
     pub row_blocks: u32,
     /// Bytes of one token's K and V, codes and scales, of one kv head.
     pub row_bytes: u32,
+    /// The most shares of a request that a launch can have: blocks of a cluster; 0 where the kernel has none.
+    pub most_shares: u32,
 }
 
 impl Shape {
-    /// The shape for a format and a key.
+    /// The same kernel with clusters of so many blocks.
+    pub fn with_shares(self, most_shares: u32) -> Self {
+        Self { most_shares, ..self }
+    }
+
+    /// The shape for a layout and a key.
     pub fn new(
-        format: &CacheFormat,
+        layout: &CacheLayout,
         key: &StaticKey,
         blocks_per_sm: u32,
         max_heads_per_block: u32,
         rows: u32,
     ) -> Self {
         let num_rows = key.gqa_group * key.q_len;
-        let row_bytes = format.bytes_per_token() / u64::from(format.num_kv_heads().max(1));
+        // As they lie: records are padded.
+        let rows_per_page = u64::from(layout.format().num_kv_heads() * layout.page_len()).max(1);
+        let row_bytes = layout.bytes_per_page() / rows_per_page;
         Self {
             blocks_per_sm: blocks_per_sm.max(1),
             max_heads_per_block: max_heads_per_block.max(1),
             row_blocks: num_rows.div_ceil(rows.max(1)).max(1),
             row_bytes: u32::try_from(row_bytes).unwrap_or(u32::MAX),
+            most_shares: 0,
         }
     }
 }
 
+/// Bytes that the memory gives at a time.
+pub(crate) const LINE_BYTES: u32 = 128;
+/// Of the blocks that [`CostModel::block_gb_per_s`] is of.
+const USUAL_BLOCKS_PER_SM: f64 = 3.0;
+/// Share of a full device that clusters fill before some must wait.
+pub(crate) const CLUSTER_ROOM: f64 = 0.85;
+
 /// The constants. [`Self::default`] was fitted to measurements; `docs/tuning.md` says to which and how well.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CostModel {
     /// From the launch until the first bytes arrive, and from the last byte until the result is written, microseconds.
     pub launch_us: f64,
     /// One work item: its prologue, its cold pipeline, its epilogue.
     pub item_us: f64,
-    /// What one block streams at most, GB/s: its ring of tiles over the latency of the memory.
+    /// What one block of three on a multiprocessor streams at most, GB/s: its ring of tiles over the latency of the memory.
     pub block_gb_per_s: f64,
     /// Share of the read bandwidth within reach on rows of paged heads.
     pub paged: f64,
@@ -80,29 +106,88 @@ pub struct CostModel {
     pub scattered_together: f64,
     /// The same on scattered rows of a cache with a single kv head.
     pub scattered_alone: f64,
+    /// What is left of it where a row's codes are shorter than a line of memory, and a block takes one head or two.
+    pub thin: f64,
     /// Stage 2: launch and first loads.
     pub merge_us: f64,
     /// Stage 2: each further partial of a request.
     pub merge_partial_us: f64,
+    /// For each block of a multiprocessor beyond its first.
+    pub crowd_us: f64,
+    /// As `launch_us` with what every item costs, for a request in shares: their merge is in it.
+    pub shares_us: f64,
+    /// As `block_gb_per_s`, where what a block does beside waiting for its bytes is not hidden.
+    pub shares_gb_per_s: f64,
+    /// How much of the bytes' time passes while blocks do something else.
+    pub shares_overlap: f64,
+    /// Each further wave of blocks.
+    pub shares_wave_us: f64,
 }
+
+/// What several heads a block cost beside, microseconds: fewer warps share a head's tokens, and four heads go in step.
+const TOGETHER_US: f64 = 2.0;
 
 impl Default for CostModel {
     fn default() -> Self {
         Self {
-            launch_us: 2.96,
-            item_us: 3.04,
-            block_gb_per_s: 20.2,
+            launch_us: 2.67,
+            item_us: 6.51,
+            block_gb_per_s: 21.4,
             paged: 1.0,
             scattered: 0.839,
             scattered_together: 0.912,
-            scattered_alone: 0.773,
-            merge_us: 1.96,
-            merge_partial_us: 0.025,
+            scattered_alone: 0.754,
+            thin: 0.561,
+            merge_us: 1.78,
+            merge_partial_us: 0.02,
+            crowd_us: 2.2,
+            shares_us: 4.99,
+            shares_gb_per_s: 27.3,
+            shares_overlap: 1.6,
+            shares_wave_us: 0.91,
         }
     }
 }
 
 impl CostModel {
+    /// The constants by name, for who fits them anew (`cargo xtask tune --fit`).
+    pub fn constants(&mut self) -> [(&'static str, &mut f64); 15] {
+        let Self {
+            launch_us,
+            item_us,
+            block_gb_per_s,
+            paged,
+            scattered,
+            scattered_together,
+            scattered_alone,
+            thin,
+            merge_us,
+            merge_partial_us,
+            crowd_us,
+            shares_us,
+            shares_gb_per_s,
+            shares_overlap,
+            shares_wave_us,
+        } = self;
+        [
+            ("launch_us", launch_us),
+            ("item_us", item_us),
+            ("block_gb_per_s", block_gb_per_s),
+            ("paged", paged),
+            ("scattered", scattered),
+            ("scattered_together", scattered_together),
+            ("scattered_alone", scattered_alone),
+            ("thin", thin),
+            ("merge_us", merge_us),
+            ("merge_partial_us", merge_partial_us),
+            ("crowd_us", crowd_us),
+            ("shares_us", shares_us),
+            ("shares_gb_per_s", shares_gb_per_s),
+            ("shares_overlap", shares_overlap),
+            ("shares_wave_us", shares_wave_us),
+        ]
+    }
+
     /// Microseconds that a step is expected to take.
     pub fn predict(
         &self,
@@ -124,6 +209,9 @@ impl CostModel {
         run: &RunKey,
         choice: &Choice,
     ) -> f64 {
+        if choice.num_shares > 0 && key.policy == PolicyClass::Throughput {
+            return self.predict_shares(num_sms, read_gb_per_s, key, shape, run, choice);
+        }
         let heads_per_block = f64::from(choice.heads_per_block);
         let heads = f64::from(run.num_kv_heads.max(1));
         let (batch, tokens) = (f64::from(run.batch), run.kv_tokens as f64);
@@ -137,32 +225,83 @@ impl CostModel {
         };
         let work = tiles + batch * overhead;
         let load = (work / workers).ceil().max(least.min(tiles));
-        let used = (work / load).ceil().clamp(1.0, workers).min(tiles.ceil());
+        // No request is long enough for two of the smallest splits: each is one worker's.
+        let longest = f64::from(run.longest.div_ceil(TILE_LEN));
+        let is_uncut = key.policy == PolicyClass::Throughput && longest < 2.0 * least;
+        let (load, most) = if is_uncut { (load.max(longest + overhead), batch) } else { (load, workers) };
+        let used = (work / load).ceil().min(most).clamp(1.0, workers).min(tiles.ceil());
         let blocks_per_worker = heads / heads_per_block * f64::from(shape.row_blocks);
         let resident = f64::from(num_sms * shape.blocks_per_sm);
         let waves = (used * blocks_per_worker / resident).max(1.0);
         let blocks = (used * blocks_per_worker).min(resident);
 
-        let reach = match (key.layout.is_scattered(), choice.heads_per_block) {
-            (false, _) => self.paged,
-            (true, _) if run.num_kv_heads <= 1 => self.scattered_alone,
-            (true, 1) => self.scattered,
-            (true, _) => self.scattered_together,
-        };
-        let bandwidth = joined(read_gb_per_s * reach, blocks * self.block_gb_per_s);
+        // The rings of a multiprocessor's blocks share its memory, however many they are.
+        let block_gb_per_s =
+            self.block_gb_per_s * USUAL_BLOCKS_PER_SM / f64::from(shape.blocks_per_sm.max(1));
+        let bandwidth = joined(read_gb_per_s * self.reach(key, run, choice), blocks * block_gb_per_s);
         let bytes = tokens * heads * f64::from(shape.row_bytes);
         let imbalance = (load * used / work).max(1.0);
         let stream = bytes / bandwidth / 1e3 * imbalance;
 
         let items = batch / used * waves;
-        let is_whole = used <= 1.0 || (batch >= used && batch % used == 0.0 && self.is_uniform(run));
+        let is_dealt = batch >= used && batch % used == 0.0 && self.is_uniform(run);
+        let is_whole = used <= 1.0 || is_uncut || is_dealt;
         let merge = if is_whole && key.policy == PolicyClass::Throughput {
             0.0
         } else {
             let deepest = 1.0 + used * f64::from(run.longest) / tokens.max(1.0);
             self.merge_us + self.merge_partial_us * deepest
         };
-        self.launch_us + stream + items * self.item_us + merge
+        let together = if choice.heads_per_block > 1 { TOGETHER_US } else { 0.0 };
+        self.launch_us + self.crowd(num_sms, blocks) + stream + items * self.item_us + merge + together
+    }
+
+    fn predict_shares(
+        &self,
+        num_sms: u32,
+        read_gb_per_s: f64,
+        key: &StaticKey,
+        shape: &Shape,
+        run: &RunKey,
+        choice: &Choice,
+    ) -> f64 {
+        let shares = f64::from(choice.num_shares);
+        let (batch, tokens) = (f64::from(run.batch), (run.kv_tokens as f64).max(1.0));
+        let heads = f64::from(run.num_kv_heads.max(1));
+        let all = batch * shares * heads / f64::from(choice.heads_per_block) * f64::from(shape.row_blocks);
+        let room = f64::from(num_sms * shape.blocks_per_sm);
+        // Whole clusters leave gaps.
+        let room = if choice.num_shares > 1 { room * CLUSTER_ROOM } else { room };
+        let (waves, blocks) = ((all / room).max(1.0), all.min(room));
+        // The longest share ends last, and its last tile counts whole; of a few waves the last counts whole too.
+        let share_len = run.longest.div_ceil(TILE_LEN).div_ceil(choice.num_shares).max(1) * TILE_LEN;
+        let uneven = (f64::from(share_len) * shares * batch / tokens).max(1.0);
+        let uneven = if waves < 4.0 { uneven * waves.ceil() / waves } else { uneven };
+        let bytes = tokens * heads * f64::from(shape.row_bytes);
+        let read = read_gb_per_s * self.reach(key, run, choice) * self.shares_overlap;
+        let stream = bytes * (1.0 / read + 1.0 / (blocks * self.shares_gb_per_s)) / 1e3 * uneven;
+        self.shares_us + self.crowd(num_sms, blocks) + stream + self.shares_wave_us * (waves - 1.0)
+    }
+
+    /// Share of the read bandwidth that rows of this layout reach.
+    fn reach(&self, key: &StaticKey, run: &RunKey, choice: &Choice) -> f64 {
+        let reach = match (key.layout.is_scattered(), choice.heads_per_block) {
+            (false, _) => self.paged,
+            (true, _) if run.num_kv_heads <= 1 => self.scattered_alone,
+            (true, 1) => self.scattered,
+            (true, _) => self.scattered_together,
+        };
+        // Rows of half a line each: a neighbour's half comes along, and is of use only to a block that takes it too.
+        match (key.layout.is_scattered() && key.head_dim < LINE_BYTES, choice.heads_per_block) {
+            (false, _) => reach,
+            (true, 1 | 2) => reach * self.thin,
+            (true, _) => reach * self.thin.sqrt(),
+        }
+    }
+
+    /// A device that is full of the step before has no room to make this one ready beside it.
+    fn crowd(&self, num_sms: u32, blocks: f64) -> f64 {
+        self.crowd_us * (blocks / f64::from(num_sms.max(1)) - 1.0).clamp(0.0, 2.0)
     }
 
     fn is_uniform(&self, run: &RunKey) -> bool {
@@ -173,67 +312,4 @@ impl CostModel {
 /// `1 / hypot(1 / a, 1 / b)`, without its care for overflow.
 fn joined(a: f64, b: f64) -> f64 {
     a * b / (a * a + b * b).sqrt()
-}
-
-/// What starting and merging an item costs, in tiles: measured best on ragged batches, and no worse on uniform ones.
-pub(crate) const ITEM_OVERHEAD: u32 = 4;
-
-/// Shares of a full device that are worth trying, in eighths.
-const FILLS: [u32; 8] = [8, 6, 4, 3, 2, 1, 5, 16];
-/// Of them, those that are told apart step by step.
-const NUM_FEW: usize = 6;
-
-/// The choices that a search looks at, the full device first.
-#[derive(Clone, Debug)]
-pub struct Candidates {
-    full: u32,
-    heads_per_block: &'static [u32],
-    min_split_tiles: &'static [u32],
-    fills: &'static [u32],
-    next: usize,
-}
-
-impl Candidates {
-    /// All of them: what `cargo xtask tune` measures from.
-    pub fn all(num_sms: u32, key: &StaticKey, shape: &Shape, num_kv_heads: u32) -> Self {
-        let few = Self::few(num_sms, key, shape, num_kv_heads);
-        let heads_per_block =
-            if few.heads_per_block.len() > 1 { &HEADS_PER_BLOCK } else { few.heads_per_block };
-        Self { min_split_tiles: &[1, 2, 4, 8], heads_per_block, fills: &FILLS, ..few }
-    }
-
-    /// Those that the model tells apart: what is decided from, step by step.
-    pub fn few(num_sms: u32, key: &StaticKey, shape: &Shape, num_kv_heads: u32) -> Self {
-        // The shape of a block changes bits, and neighbours change what is chosen: batch invariance wants one shape. Only
-        // where rows are scattered do neighbouring heads share lines.
-        let together = key.policy == PolicyClass::Throughput
-            && key.layout.is_scattered()
-            && shape.max_heads_per_block >= 4
-            && num_kv_heads.is_multiple_of(4);
-        let heads_per_block: &[u32] = if together { &HEADS_PER_BLOCK[..2] } else { &HEADS_PER_BLOCK[..1] };
-        Self {
-            full: (num_sms * shape.blocks_per_sm).max(1),
-            heads_per_block,
-            min_split_tiles: &[4, 1],
-            fills: FILLS.get(..NUM_FEW).unwrap_or(&FILLS),
-            next: 0,
-        }
-    }
-}
-
-impl Iterator for Candidates {
-    type Item = Choice;
-
-    fn next(&mut self) -> Option<Choice> {
-        let index = self.next;
-        self.next += 1;
-        let (heads, mins) = (self.heads_per_block.len(), self.min_split_tiles.len());
-        let fill = *self.fills.get(index / (heads * mins))?;
-        Some(Choice {
-            num_blocks: (self.full * fill / 8).clamp(1, 1 << 16),
-            heads_per_block: *self.heads_per_block.get(index / mins % heads)?,
-            min_split_tiles: *self.min_split_tiles.get(index % mins)?,
-            item_overhead: ITEM_OVERHEAD,
-        })
-    }
 }

@@ -1,7 +1,7 @@
 //! A profile: what was measured on one GPU with one build of the kernels.
 
 use crate::{Cause, Choice, RunKey, StaticKey};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The file format that this version writes and reads.
@@ -22,6 +22,8 @@ pub struct Profile {
     pub date: String,
     /// Streaming read bandwidth, measured in the same run.
     pub read_gb_per_s: f64,
+    /// What of the grid was measured, and what is left to neighbours and to the cost model; empty if nobody has counted.
+    pub coverage: String,
     /// Measured points by key.
     pub tables: BTreeMap<StaticKey, Table>,
 }
@@ -39,7 +41,7 @@ pub struct Point {
 }
 
 /// Microseconds of a step.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Timing {
     /// Median with the choice.
     pub us: f64,
@@ -70,6 +72,8 @@ struct RawProfile {
     date: String,
     read_gb_per_s: f64,
     #[serde(default)]
+    coverage: String,
+    #[serde(default)]
     table: Vec<RawTable>,
 }
 
@@ -91,6 +95,8 @@ struct RawPoint {
     heads: u32,
     min_tiles: u32,
     overhead: u32,
+    #[serde(default)]
+    shares: u32,
     us: f64,
     p10: f64,
     p90: f64,
@@ -100,13 +106,14 @@ struct RawPoint {
 
 impl RawPoint {
     fn check(self) -> Result<(RunKey, Point), &'static str> {
-        let Self { batch, kv_heads, tokens, longest, blocks, heads, min_tiles, overhead, .. } = self;
+        let Self { batch, kv_heads, tokens, longest, blocks, heads, min_tiles, overhead, shares, .. } = self;
         let run = RunKey { batch, num_kv_heads: kv_heads, kv_tokens: tokens, longest };
         let choice = Choice {
             num_blocks: blocks,
             heads_per_block: heads,
             min_split_tiles: min_tiles,
             item_overhead: overhead,
+            num_shares: shares,
         };
         let Self { us, p10, p90, model, floor, .. } = self;
         let timing = Timing { us, p10_us: p10, p90_us: p90, model_us: model, floor_us: floor };
@@ -138,11 +145,12 @@ impl Profile {
             return Err(Cause::Version { found });
         }
         let raw: RawProfile = toml::from_str(text).map_err(damaged)?;
-        let RawProfile { _version, device, arch, build, driver, date, read_gb_per_s, table } = raw;
+        let RawProfile { _version, device, arch, build, driver, date, read_gb_per_s, coverage, table } = raw;
         if !read_gb_per_s.is_finite() || read_gb_per_s <= 0.0 {
             return Err(Cause::Damaged { reason: "read_gb_per_s must be positive".to_owned() });
         }
-        let mut profile = Self { device, arch, build, driver, date, read_gb_per_s, tables: BTreeMap::new() };
+        let tables = BTreeMap::new();
+        let mut profile = Self { device, arch, build, driver, date, read_gb_per_s, coverage, tables };
         let mut left_out = Vec::new();
         for RawTable { key: name, points } in table {
             let mut leave_out = |at: String, reason: String| left_out.push(Cause::BadEntry { at, reason });

@@ -1,6 +1,7 @@
 //! What changes from step to step, and how far two steps are from each other.
 
 use attn_plan::DecodeSpec;
+use serde::{Deserialize, Serialize};
 
 /// A step, reduced to what its speed depends on.
 /// ```
@@ -10,7 +11,7 @@ use attn_plan::DecodeSpec;
 /// assert_eq!(run.distance(&run), 0.0);
 /// assert_eq!(run.distance(&RunKey { kv_tokens: 8000, longest: 6000, ..run }), 1.0); // twice as long: one octave
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RunKey {
     /// Requests.
     pub batch: u32,
@@ -41,7 +42,7 @@ impl RunKey {
 
     /// `[rows of the cache, (request, head) pairs, raggedness]`, each as a logarithm to base 2. Raggedness is the longest
     /// length over the mean: 0 for a uniform batch.
-    fn coordinates(&self) -> [f32; 3] {
+    pub(crate) fn coordinates(&self) -> [f32; 3] {
         let heads = self.num_kv_heads.max(1) as f32;
         let (batch, tokens) = (self.batch.max(1) as f32, self.kv_tokens.max(1) as f32);
         let ragged = (self.longest.max(1) as f32 * batch / tokens).max(1.0);
@@ -51,7 +52,11 @@ impl RunKey {
     /// How far apart, in octaves: the largest difference of the coordinates. The size of the work says most about what is
     /// best for it, how it is divided less: a request more or less, and uneven lengths, count half.
     pub fn distance(&self, other: &Self) -> f32 {
-        let (a, b) = (self.coordinates(), other.coordinates());
+        Self::between(&self.coordinates(), &other.coordinates())
+    }
+
+    /// [`Self::distance`] of two [`Self::coordinates`].
+    pub(crate) fn between(a: &[f32; 3], b: &[f32; 3]) -> f32 {
         let [size, requests, ragged] = [0, 1, 2].map(|axis: usize| (a[axis] - b[axis]).abs());
         size.max(requests * 0.5).max(ragged * 0.5)
     }

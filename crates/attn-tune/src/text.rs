@@ -14,7 +14,7 @@ impl fmt::Display for Quoted<'_> {
 
 impl fmt::Display for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { device, arch, build, driver, date, read_gb_per_s, tables } = self;
+        let Self { device, arch, build, driver, date, read_gb_per_s, coverage, tables } = self;
         writeln!(
             f,
             "# Measured by `cargo xtask tune`; docs/tuning.md says what the columns mean. Times in microseconds."
@@ -26,6 +26,9 @@ impl fmt::Display for Profile {
             writeln!(f, "{name} = {}", Quoted(value))?;
         }
         writeln!(f, "read_gb_per_s = {read_gb_per_s:.1}")?;
+        if !coverage.is_empty() {
+            writeln!(f, "coverage = {}", Quoted(coverage))?;
+        }
         for (key, table) in tables {
             writeln!(f, "\n[[table]]\nkey = \"{key}\"\npoints = [")?;
             for (run, point) in table {
@@ -50,6 +53,9 @@ impl fmt::Display for Line<'_> {
         )?;
         write!(f, ", blocks = {}, heads = {}", choice.num_blocks, choice.heads_per_block)?;
         write!(f, ", min_tiles = {}, overhead = {}", choice.min_split_tiles, choice.item_overhead)?;
+        if choice.num_shares > 0 {
+            write!(f, ", shares = {}", choice.num_shares)?;
+        }
         write!(f, ", us = {us:.2}, p10 = {p10_us:.2}, p90 = {p90_us:.2}")?;
         write!(f, ", model = {model_us:.2}, floor = {floor_us:.2} }}")
     }

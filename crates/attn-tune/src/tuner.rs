@@ -119,15 +119,8 @@ impl Tuner {
 
     /// The look-up for one key.
     pub fn chooser(&self, key: StaticKey, shape: Shape) -> Chooser {
-        let points = self.tables.get(&key).into_iter().flatten().map(|(run, point)| (*run, *point));
-        Chooser {
-            key,
-            shape,
-            num_sms: self.machine.num_sms,
-            read_gb_per_s: self.machine.read_gb_per_s,
-            model: self.model,
-            points: points.collect(),
-        }
+        let points = self.tables.get(&key).into_iter().flatten().map(|(run, point)| (*run, *point)).collect();
+        Chooser::new(key, shape, &self.machine, self.model, points)
     }
 
     /// Takes in a point that was measured here, for choosers made from now on.
@@ -153,8 +146,8 @@ impl Tuner {
             profile.tables.entry(*key).or_default().extend(table);
         }
         let (driver, date) = (driver.to_owned(), date.to_owned());
-        let tables = profile.tables;
-        Profile { device, arch, build, driver, date, read_gb_per_s, tables }.save(dir).map(Some)
+        let Profile { coverage, tables, .. } = profile;
+        Profile { device, arch, build, driver, date, read_gb_per_s, coverage, tables }.save(dir).map(Some)
     }
 
     /// Keys that were measured.

@@ -3,9 +3,10 @@
 
 mod common;
 
-use attn_tune::{Cause, Level, Profile, Tuner, file_name};
+use attn_tune::{Cause, Level, PROFILE_DIR_VARIABLE, Profile, TUNE_VARIABLE, Tuner, file_name};
 use common::{PROFILE, key, machine, shape, source, tuner};
 use proptest::prelude::*;
+use std::process::Command;
 
 fn causes(text: &str) -> Vec<Cause> {
     tuner(text).warnings().iter().map(|warning| warning.cause.clone()).collect()
@@ -20,6 +21,86 @@ fn a_profile_comes_back_as_it_was_written() {
     assert_eq!(again, profile);
     // Sorted: writing what was read changes the order of tables at most once.
     assert_eq!(again.to_string(), profile.to_string());
+}
+
+/// Whatever the order of its tables and lines, a file is written in one order; a new point is one new line.
+#[test]
+fn files_are_sorted_and_diffs_are_small() {
+    let (profile, _) = Profile::parse(PROFILE).expect("a good profile");
+    let text = profile.to_string();
+    let (head, tables) = PROFILE.split_once("\n[[table]]").expect("tables");
+    let mut tables: Vec<String> = tables
+        .split("\n[[table]]")
+        .map(|table| {
+            let (key, points) = table.split_once("points = [\n").expect("points");
+            let mut points: Vec<&str> = points.trim_end().trim_end_matches(']').lines().collect();
+            points.reverse();
+            format!("\n[[table]]{key}points = [\n{}\n]\n", points.join("\n"))
+        })
+        .collect();
+    tables.reverse();
+    let shuffled = format!("{head}{}", tables.concat());
+    assert_ne!(shuffled, PROFILE);
+    let (again, left_out) = Profile::parse(&shuffled).unwrap_or_else(|cause| panic!("{cause}"));
+    assert!(left_out.is_empty(), "{left_out:?}");
+    assert_eq!(again.to_string(), text);
+
+    let mut more = profile;
+    let table = more.tables.values_mut().last().expect("a table");
+    let (run, point) = table.iter().next().map(|(run, point)| (*run, *point)).expect("a point");
+    table.insert(attn_tune::RunKey { batch: run.batch + 1, ..run }, point);
+    let more = more.to_string();
+    let new: Vec<&str> = more.lines().filter(|line| !text.lines().any(|old| old == *line)).collect();
+    assert_eq!((new.len(), more.lines().count()), (1, text.lines().count() + 1));
+}
+
+#[test]
+fn the_environment_names_a_level_and_nothing_else_does() {
+    let all = [
+        (Level::Off, "off"),
+        (Level::Profiles, "profiles"),
+        (Level::Missing, "missing"),
+        (Level::Force, "force"),
+    ];
+    for (level, name) in all {
+        assert_eq!(name.parse(), Ok(level));
+        assert_eq!(level.to_string(), name);
+        assert_eq!(level.measures(), matches!(level, Level::Missing | Level::Force));
+    }
+    assert_eq!(Level::default(), Level::Profiles);
+    // In processes of their own: this one's environment is everybody's.
+    for (set, want) in [(None, "profiles"), (Some("force"), "force"), (Some("off"), "off")] {
+        assert_eq!(in_environment(TUNE_VARIABLE, set, "level"), want);
+    }
+    assert!(in_environment(TUNE_VARIABLE, Some("always"), "level").contains("no tuning level"));
+    assert_eq!(in_environment(PROFILE_DIR_VARIABLE, Some("/profiles"), "folder"), "/profiles");
+    #[cfg(target_os = "linux")]
+    assert_eq!(in_environment("XDG_CONFIG_HOME", Some("/config"), "folder"), "/config/kv8/profiles");
+    let error = "always".parse::<Level>().expect_err("no level");
+    assert!(error.to_string().contains("off, profiles, missing, force"), "{error}");
+}
+
+/// What a process answers whose environment has one variable more, or less.
+fn in_environment(variable: &str, value: Option<&str>, what: &str) -> String {
+    let mut process = Command::new(std::env::current_exe().expect("this program"));
+    process.args(["--exact", "what_the_environment_says", "--ignored", "--nocapture"]);
+    process.env_remove(TUNE_VARIABLE).env_remove(PROFILE_DIR_VARIABLE);
+    process.envs(value.map(|value| (variable, value)));
+    let output = process.output().expect("it ends");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = text.lines().find_map(|line| line.split(&format!("{what}: ")).nth(1));
+    line.unwrap_or_else(|| panic!("{text}")).to_owned()
+}
+
+#[test]
+#[ignore = "run by the test above, in a process of its own"]
+#[allow(clippy::print_stdout, reason = "its answer")]
+fn what_the_environment_says() {
+    println!(
+        "\nlevel: {}",
+        Level::from_env().map_or_else(|error| error.to_string(), |level| level.to_string())
+    );
+    println!("folder: {}", attn_tune::user_dir().expect("a platform with folders").display());
 }
 
 #[test]

@@ -4,7 +4,7 @@
 mod common;
 
 use attn_plan::SplitPolicy;
-use attn_tune::{MAX_DISTANCE, RunKey, Why};
+use attn_tune::{MAX_DISTANCE, RunKey, SAME_STEP, Why};
 use common::{PROFILE, key, shape, tuner};
 use proptest::prelude::*;
 
@@ -35,8 +35,29 @@ fn both_sides_of_the_bound() {
     let at = |octaves: f32| uniform(128, (8192.0 * octaves.exp2()) as u32);
     let (inside, outside) = (at(MAX_DISTANCE - 0.001), at(MAX_DISTANCE + 0.001));
     assert!(base.distance(&inside) < MAX_DISTANCE && base.distance(&outside) > MAX_DISTANCE);
-    assert!(matches!(chooser.choose(&inside).why, Why::Measured { .. }));
+    assert!(chooser.choose(&inside).why.is_measured());
     assert!(matches!(chooser.choose(&outside).why, Why::Modelled { nearest: Some(_), .. }));
+}
+
+#[test]
+fn where_nothing_beat_the_model_its_choice_for_the_step_at_hand_is_taken() {
+    let chooser = tuner(PROFILE).chooser(key(KEY), shape());
+    let of_model = tuner("").chooser(key(KEY), shape());
+    // Measured at 128 x 8192, where the model's choice was the fastest: within half an octave its numbers, beyond its rule.
+    let at = |octaves: f32| uniform(128, (8192.0 * octaves.exp2()) as u32);
+    let (near, far) = (at(SAME_STEP - 0.01), at(SAME_STEP + 0.01));
+    assert!(matches!(chooser.choose(&near).why, Why::Measured { .. }));
+    let decision = chooser.choose(&far);
+    assert!(matches!(decision.why, Why::Agreed { .. }), "{decision}");
+    assert_eq!(decision.choice, of_model.choose(&far).choice);
+    assert!(
+        decision.to_string().contains("nothing was faster than its choice at 128 requests"),
+        "{decision}"
+    );
+    // Where another was faster, that one is taken as far as the look-up goes.
+    let decision = chooser.choose(&uniform(1, 2800));
+    assert!(matches!(decision.why, Why::Measured { .. }), "{decision}");
+    assert_eq!(decision.choice.num_blocks, 128);
 }
 
 #[test]
@@ -70,6 +91,38 @@ fn the_model_fills_the_device_with_long_work_and_not_with_short() {
     let short = chooser.choose(&uniform(1, 1024)).choice;
     let used = short.num_blocks.min(8 * 1024 / 64 / short.min_split_tiles);
     assert!(used <= 132, "{short}");
+}
+
+#[test]
+fn short_even_work_is_shared_out_and_other_work_is_not() {
+    let tuner = tuner("");
+    let shares = |name, shape, run: &RunKey| tuner.chooser(key(name), shape).choose(run).choice.num_shares;
+    let of = |run: &RunKey| shares(KEY, shape(), run);
+    assert_eq!([of(&uniform(1, 1024)), of(&uniform(2, 8192)), of(&uniform(4, 4096))], [16, 16, 8]);
+    assert!([4, 5].contains(&of(&uniform(8, 2048))));
+    assert_eq!(of(&uniform(32, 2048)), 1);
+    let single = |batch, kv_len| RunKey { num_kv_heads: 1, ..RunKey::of(vec![kv_len; batch], 1) };
+    assert_eq!([of(&single(64, 1024)), of(&single(128, 2048))], [4, 2]);
+    assert!([4, 5].contains(&of(&single(64, 8192))));
+    // Long, or of unequal lengths: workers, who all end together.
+    assert_eq!([of(&uniform(1, 8192)), of(&uniform(1, 131_072)), of(&uniform(32, 8192))], [0; 3]);
+    assert_eq!(of(&RunKey::of([8192, 500, 500, 500, 500, 500, 500, 500], 8)), 0);
+    // Where there are no clusters, or the cuts are fixed.
+    assert_eq!(shares(KEY, attn_tune::Shape { most_shares: 0, ..shape() }, &uniform(1, 1024)), 0);
+    assert!(shares(KEY, shape().with_shares(8), &uniform(1, 1024)) <= 8);
+    let invariant = "d128 k8 v8 f16 gqa4 q1 records-paged batch-invariant";
+    assert_eq!(shares(invariant, shape(), &uniform(1, 1024)), 0);
+}
+
+#[test]
+fn all_numbers_of_shares_are_candidates_of_a_search() {
+    let run = uniform(1, 1024);
+    let shares = |shape: attn_tune::Shape| -> Vec<u32> {
+        let all = attn_tune::Candidates::all(132, &key(KEY), &shape, &run);
+        all.map(|choice| choice.num_shares).filter(|shares| *shares > 0).collect()
+    };
+    assert_eq!(shares(shape()), (1..=16).collect::<Vec<_>>());
+    assert_eq!(shares(shape().with_shares(0)), []);
 }
 
 #[test]
@@ -119,6 +172,30 @@ proptest! {
         }
     }
 
+    /// The walk from the middle finds what looking at every point finds.
+    #[test]
+    fn the_nearest_is_the_nearest_of_all(
+        run in run(),
+        known in proptest::collection::vec(run(), 1..60),
+    ) {
+        let mut tuner = tuner(PROFILE);
+        let key = key("d64 k8 v8 f16 gqa4 q1 records-paged throughput");
+        let point = tuner.chooser(common::key(KEY), shape()).points()[0].1;
+        for known in &known {
+            tuner.learn(key, *known, point);
+        }
+        let want = known.iter().map(|known| known.distance(&run)).fold(f32::INFINITY, f32::min);
+        let got = match tuner.chooser(key, shape()).choose(&run).why {
+            Why::Measured { nearest, distance } | Why::Agreed { nearest, distance, .. } => {
+                prop_assert_eq!(nearest.distance(&run), distance);
+                distance
+            }
+            Why::Modelled { nearest, .. } => nearest.unwrap_or(f32::INFINITY),
+            why => panic!("{why}"),
+        };
+        prop_assert_eq!(got, want);
+    }
+
     /// What changes bits does not follow the batch where the policy forbids it.
     #[test]
     fn batch_invariance_survives_every_profile(run in run(), other in run(), layout in 0usize..2) {
@@ -130,9 +207,8 @@ proptest! {
         let chooser = tuner.chooser(key(names[layout]), shape());
         let policy = SplitPolicy::BatchInvariant { split_len: 512 };
         let [a, b] = [run, other].map(|run| {
-            let choice = chooser.choose(&run).choice;
-            let split = choice.split(policy, 8, 1);
-            (choice.heads_per_block, split.policy, split.tile_len)
+            let split = chooser.choose(&run).choice.split(policy, 8, 1);
+            common::what_changes_bits(&split)
         });
         prop_assert_eq!(a, b);
     }

@@ -11,6 +11,9 @@ use kv_quant::FloatType;
 const U: f64 = 1.0 / 16_777_216.0;
 /// Below this an f32 result may have been flushed to zero.
 const FLUSH: f64 = f32::MIN_POSITIVE as f64;
+/// A scale from which on products with codes may leave f16's range.
+const WIDE_SCALE: f64 = 256.0;
+const LARGEST_CODE: f64 = 128.0;
 
 /// The error model of one backend.
 ///
@@ -50,6 +53,9 @@ pub struct Arithmetic {
     pub p_tiny: f64,
     /// The same for a weight times its token's largest V scale, as a share of the largest such product.
     pub p_scale_tiny: f64,
+    /// Absolute error of a weight operand, weights being at most 1, where a row has V scales of 256 or more: on values that
+    /// were brought below 2^15.
+    pub p_wide_tiny: f64,
     /// A V operand of p.v.
     pub v_unit: f64,
     /// Absolute error of a V operand.
@@ -87,6 +93,7 @@ impl Arithmetic {
             p_unit: 0.0,
             p_tiny: 0.0,
             p_scale_tiny: 0.0,
+            p_wide_tiny: 0.0,
             v_unit: 0.0,
             v_tiny: 0.0,
             v_scale_tiny: 0.0,
@@ -247,7 +254,7 @@ impl OracleOutput {
 
     /// What the absolute errors that go with the scales of V add to any channel of a row.
     fn error_of_scales(&self, a: &Arithmetic, row: &Row, weights: &[Weight], floor: f64) -> f64 {
-        if a.p_scale_tiny == 0.0 && a.v_scale_tiny == 0.0 {
+        if a.p_scale_tiny == 0.0 && a.p_wide_tiny == 0.0 && a.v_scale_tiny == 0.0 {
             return 0.0;
         }
         let (mut sum, mut largest, mut top_scale) = (0.0, 0f64, 0f64);
@@ -261,7 +268,8 @@ impl OracleOutput {
         }
         // No weight is more than the whole.
         let within = |x: f64, most: f64| if x / floor <= most { x / floor } else { most };
-        row.tokens.len() as f64 * a.p_scale_tiny * within(largest, top_scale)
+        let wide = if top_scale >= WIDE_SCALE { a.p_wide_tiny * WIDE_SCALE * LARGEST_CODE } else { 0.0 };
+        row.tokens.len() as f64 * (a.p_scale_tiny * within(largest, top_scale) + wide)
             + a.v_scale_tiny * within(sum, top_scale)
     }
 

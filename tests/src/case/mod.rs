@@ -140,6 +140,14 @@ impl Case {
     pub fn batch_invariant(mut self, tiles: u32) -> Self {
         let split_len = tiles * self.config.tile_len;
         self.config.policy = SplitPolicy::BatchInvariant { split_len };
+        self.config.num_shares = 0;
+        self
+    }
+
+    /// The same with each request in this many equal shares.
+    pub fn shared_out(mut self, num_shares: u32) -> Self {
+        self.config.policy = SplitPolicy::Throughput;
+        self.config.num_shares = num_shares;
         self
     }
 

@@ -1,7 +1,7 @@
 //! The generator of cases, for proptest: shapes shrink, numbers follow from a seed.
 
 use super::{Case, Data, Profile, Rows};
-use attn_plan::{SplitConfig, SplitPolicy};
+use attn_plan::{MAX_SHARES, SplitConfig, SplitPolicy};
 use kv_quant::{FloatType, LayoutKind, ScaleType};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -55,10 +55,23 @@ fn config(offered: bool, tile_len: u32) -> impl Strategy<Value = SplitConfig> {
         0u32..3,
         1u32..4,
         select(vec![1u32, 2, 4]),
+        // Of the throughput policy alone; every third time.
+        prop_oneof![2 => Just(0u32), 1 => 1u32..=MAX_SHARES],
     )
-        .prop_map(move |(policy, num_workers, item_overhead, min_split_tiles, heads_per_block)| {
-            SplitConfig { policy, num_workers, tile_len, item_overhead, min_split_tiles, heads_per_block }
-        })
+        .prop_map(
+            move |(policy, num_workers, item_overhead, min_split_tiles, heads_per_block, shares)| {
+                let num_shares = if policy == SplitPolicy::Throughput { shares } else { 0 };
+                SplitConfig {
+                    policy,
+                    num_workers,
+                    tile_len,
+                    item_overhead,
+                    min_split_tiles,
+                    heads_per_block,
+                    num_shares,
+                }
+            },
+        )
 }
 
 fn batches(tile_len: u32) -> impl Strategy<Value = Vec<u32>> {

@@ -20,7 +20,7 @@ fn open(subject: &Subject, problem: &Problem, route: Route) -> Result<Opened, St
     Ok(opened)
 }
 
-/// Under the batch-invariant policy: a request alone, and in batches of 2, 3, 7, 8, 17 and 64 at the front, in the
+/// Under the batch-invariant policy, and in shares: a request alone, and in batches of 2, 3, 7, 8, 17 and 64 at the front, in the
 /// middle and at the end, with its tokens in other slots: the same bits of out and lse.
 ///
 /// # Errors
@@ -31,9 +31,13 @@ pub fn invariance(subject: &Subject) -> Result<(), String> {
         return Ok(());
     }
     let tile = subject.tile_len();
-    for (seed, case) in
-        [ragged(tile).batch_invariant(1), ragged(tile).batch_invariant(2)].into_iter().enumerate()
-    {
+    let schedules = [
+        ragged(tile).batch_invariant(1),
+        ragged(tile).batch_invariant(2),
+        ragged(tile).shared_out(3),
+        ragged(tile).shared_out(16),
+    ];
+    for (seed, case) in schedules.into_iter().enumerate() {
         let case = Case { seed: seed as u64, q_len: 1 + seed as u32, ..case };
         let problem = Problem::new(&case);
         let moved = problem.relocate(99);
@@ -66,7 +70,8 @@ pub fn invariance(subject: &Subject) -> Result<(), String> {
 /// The first run whose bits are others.
 pub fn determinism(subject: &Subject) -> Result<(), String> {
     let tile = subject.tile_len();
-    for (seed, case) in [ragged(tile), ragged(tile).batch_invariant(2)].into_iter().enumerate() {
+    let schedules = [ragged(tile), ragged(tile).batch_invariant(2), ragged(tile).shared_out(5)];
+    for (seed, case) in schedules.into_iter().enumerate() {
         let case = Case { seed: seed as u64, ..case };
         let problem = Problem::new(&case);
         let moved = problem.relocate(7);

@@ -13,10 +13,10 @@ fn all(subject: &Subject, suite: &str, cases: impl IntoIterator<Item = Case>) ->
     Ok(())
 }
 
-/// A case under both policies: throughput over many workers, and splits of one tile.
-fn both_policies(mut case: Case) -> [Case; 2] {
+/// A case by every schedule: throughput over many workers, three shares a request, and splits of one tile.
+fn each_schedule(mut case: Case) -> [Case; 3] {
     case.config.num_workers = 16;
-    [case.clone(), case.batch_invariant(1)]
+    [case.clone(), case.clone().shared_out(3), case.batch_invariant(1)]
 }
 
 /// Requests of no tokens: alone, among others, with sinks, with more new tokens than tokens, and batches of nothing.
@@ -43,14 +43,14 @@ pub fn empty(subject: &Subject) -> Result<(), String> {
                 gqa_group: 3,
                 ..Case::plain(tile, 0)
             };
-            cases.extend(both_policies(case.clone()));
-            cases.extend(both_policies(Case { window: Some(2), alibi: true, num_kv_heads: 2, ..case }));
+            cases.extend(each_schedule(case.clone()));
+            cases.extend(each_schedule(Case { window: Some(2), alibi: true, num_kv_heads: 2, ..case }));
         }
     }
     all(subject, "empty", cases)
 }
 
-/// Every length from 0 to three tiles and two tokens, under both policies.
+/// Every length from 0 to three tiles and two tokens, by every schedule.
 ///
 /// # Errors
 /// The first case that is wrong.
@@ -58,7 +58,7 @@ pub fn lengths(subject: &Subject) -> Result<(), String> {
     let tile = subject.tile_len();
     let cases = (0..=3 * tile + 2).flat_map(|kv_len| {
         let page_len = [1, 2, 5, 16, 64][kv_len as usize % 5];
-        both_policies(Case { page_len, ..Case::small(tile, kv_len) })
+        each_schedule(Case { page_len, ..Case::small(tile, kv_len) })
     });
     all(subject, "lengths", cases)
 }
@@ -88,7 +88,7 @@ pub fn needles(subject: &Subject) -> Result<(), String> {
                 seed: 1,
                 ..Case::plain(tile, kv_len)
             };
-            cases.extend(both_policies(case.with_data(Data::NeedleAt(token))));
+            cases.extend(each_schedule(case.with_data(Data::NeedleAt(token))));
         }
     }
     all(subject, "needles", cases)
@@ -110,7 +110,7 @@ pub fn windows(subject: &Subject) -> Result<(), String> {
         {
             for q_len in [1, 3] {
                 let case = Case { window: Some(window), q_len, page_len: 4, ..Case::small(tile, kv_len) };
-                cases.extend(both_policies(case.with_data(Data::NeedleAt(needle))));
+                cases.extend(each_schedule(case.with_data(Data::NeedleAt(needle))));
             }
         }
     }
@@ -248,7 +248,7 @@ pub fn masks(subject: &Subject) -> Result<(), String> {
                     kv_lens: vec![2 * tile + 9, 3, 0],
                     ..Case::small(tile, 0)
                 };
-                cases.extend(both_policies(case));
+                cases.extend(each_schedule(case));
             }
         }
     }
@@ -263,7 +263,7 @@ pub fn batches(subject: &Subject) -> Result<(), String> {
     let tile = subject.tile_len();
     let cases = [2usize, 31, 64, 65, 257].into_iter().flat_map(|batch| {
         let ragged = |i: usize| if i % 13 == 5 { 2 * tile + i as u32 } else { (i as u32 * 7) % 23 };
-        both_policies(Case {
+        each_schedule(Case {
             kv_lens: (0..batch).map(ragged).collect(),
             gqa_group: 2,
             ..Case::small(tile, 0)

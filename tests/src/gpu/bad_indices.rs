@@ -45,7 +45,9 @@ pub fn bad_indices(ledger: &Ledger) -> Result<(), String> {
                 ..Case::plain(64, 0)
             };
             case.config.num_workers = 5;
-            for bad in [-1, i32::MIN, i32::MAX, 0x4000_0000, -2] {
+            for (turn, bad) in [-1, i32::MIN, i32::MAX, 0x4000_0000, -2].into_iter().enumerate() {
+                // By workers and in shares, in turn.
+                case.config.num_shares = [0, 3][turn % 2];
                 bad_page(&guarded, &plain, &case, bad).map_err(|error| format!("{error}\n  in {case:?}"))?;
                 ledger.ran("gpu", "page tables with bad indices", 1);
             }

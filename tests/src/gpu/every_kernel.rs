@@ -4,7 +4,7 @@ use super::text;
 use crate::case::{Case, Data};
 use crate::conformance::judge::{Verdict, judge};
 use crate::count::Ledger;
-use crate::guarded::{Arena, Guarded, POISON, kernels, launches};
+use crate::guarded::{Arena, Guarded, POISON, SHARES, kernels, launches};
 use crate::problem::Problem;
 use crate::subject::{Subject, buffers};
 use attn_backend::Backend as _;
@@ -18,7 +18,10 @@ use kv_quant::{FloatType, LayoutKind, ScaleType, Side};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Judges a small case of every variant of stage 1, in the narrowest and the widest block; reads, dequantizes, streams.
+/// The architecture whose machine code has clusters.
+const CLUSTERS_SM: u32 = 90;
+
+/// Judges a small case of every variant of stage 1, in the narrowest and the widest block, by workers and in shares; reads, dequantizes, streams.
 /// Prints what was launched.
 ///
 /// # Errors
@@ -62,6 +65,9 @@ pub fn every_kernel(ledger: &Ledger) -> Result<(), String> {
     let missed: Vec<&String> = all.difference(&launched).collect();
     if !missed.is_empty() {
         return Err(format!("{} of {} kernels were not launched: {missed:?}", missed.len(), all.len()));
+    }
+    if device.facts().sm == CLUSTERS_SM && !launched.contains(SHARES) {
+        return Err("no launch shared a request out among the blocks of a cluster".to_owned());
     }
     ledger.tally("kernels of the image launched by gpu::every_kernel", all.len() as u64);
     Ok(())
@@ -109,10 +115,11 @@ fn case_of(instance: &Instance, seed: u64) -> Case {
 
 fn stage1(instance: &'static Instance, seed: u64) -> Result<(), String> {
     let symbol = instance.key.to_string();
-    for heads in BTreeSet::from([1, instance.max_heads]) {
+    let most = instance.max_heads;
+    for (heads, num_shares) in BTreeSet::from([(1, 0), (most, 0), (1, 2), (most, 3)]) {
         let backend = Guarded { arithmetic: instance.key.arithmetic, heads_per_block: Some(heads) };
         let subject = Subject::new(Arc::new(backend), &Arc::default());
-        let mut case = case_of(instance, seed);
+        let mut case = case_of(instance, seed).shared_out(num_shares);
         case.config.num_workers = 3;
         let layout = case.layout_of(1);
         let descriptor = attn_backend::Descriptor::new(layout, case.bare_spec());
@@ -200,6 +207,7 @@ fn reader(instance: &'static Instance) -> Result<(), String> {
                 request_partials,
                 num_workers: plan.worker_starts().len() as u32 - 1,
                 heads_per_block,
+                num_shares: 0,
                 has_partials: false,
             },
             tables_ready: false,

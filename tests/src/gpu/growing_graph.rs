@@ -24,16 +24,20 @@ const NUM_WORKERS: u32 = 24;
 const PAGES_A_ROW: usize = 24;
 const NUM_STEPS: usize = 150;
 
-/// For both policies and both arithmetics: every replay is what the oracle says and, bit for bit, what the same launches
+/// For both policies, shares and both arithmetics: every replay is what the oracle says and, bit for bit, what the same launches
 /// give without a graph. Outputs and workspace are poisoned before each.
 ///
 /// # Errors
 /// The first step that is wrong.
 pub fn growing_graph(ledger: &Ledger) -> Result<(), String> {
     for (seed, arithmetic) in [Arithmetic::Mma, Arithmetic::F32].into_iter().enumerate() {
-        for (invariant, layout, page_len) in
-            [(false, LayoutKind::Native, 16), (true, LayoutKind::Hnd, 16), (false, LayoutKind::Nhd, 16)]
-        {
+        for (invariant, layout, num_shares) in [
+            (false, LayoutKind::Native, 0),
+            (true, LayoutKind::Hnd, 0),
+            (false, LayoutKind::Nhd, 0),
+            (false, LayoutKind::Native, 4),
+            (false, LayoutKind::Hnd, 3),
+        ] {
             let mut case = Case {
                 num_kv_heads: 2,
                 gqa_group: 5,
@@ -41,7 +45,7 @@ pub fn growing_graph(ledger: &Ledger) -> Result<(), String> {
                 k_group_len: 8,
                 v_group_len: 8,
                 layout,
-                page_len,
+                page_len: 16,
                 q_type: FloatType::F16,
                 in_type: FloatType::Bf16,
                 seed: seed as u64,
@@ -49,6 +53,7 @@ pub fn growing_graph(ledger: &Ledger) -> Result<(), String> {
                 ..Case::plain(64, 0)
             };
             case.config.num_workers = NUM_WORKERS;
+            case.config.num_shares = num_shares;
             if invariant {
                 case = case.batch_invariant(1);
             }
@@ -126,7 +131,11 @@ impl<'a> Growing<'a> {
         // Room for the longest step that will come: every request one row of pages long.
         let longest = vec![PAGES_A_ROW as u32 * self.case.page_len; batch];
         let largest = SplitPlan::new(&self.spec, &longest, &self.case.config).map_err(text)?;
-        let most_items = largest.items().len() + batch + NUM_WORKERS as usize;
+        let num_workers = match self.case.config.num_shares {
+            0 => NUM_WORKERS,
+            shares => batch as u32 * shares,
+        };
+        let most_items = largest.items().len() + batch + num_workers as usize;
         let size = WorkspaceSize::of(&self.spec, &largest).map_err(text)?;
         let row = self.layout.format().row_elements() * self.case.in_type.bytes();
         let alloc = |bytes: usize| -> Result<DeviceBuffer, String> {
@@ -140,7 +149,7 @@ impl<'a> Growing<'a> {
         let out = alloc(self.spec.q_elements(batch) * self.spec.out_type.bytes())?;
         let lse = alloc(self.spec.lse_elements(batch) * 4)?;
         let [items, starts, partials] =
-            [alloc(most_items * 16)?, alloc((NUM_WORKERS as usize + 1) * 4)?, alloc((batch + 1) * 4)?];
+            [alloc(most_items * 16)?, alloc((num_workers as usize + 1) * 4)?, alloc((batch + 1) * 4)?];
         // A short request may have more partials in another plan than in the longest's: twice the room.
         let [partial_o, partial_ml] = [alloc(size.o_elements * 8)?, alloc(size.ml_elements * 8)?];
         let pages = self.device.upload(&self.pages).map_err(text)?;
@@ -167,6 +176,12 @@ impl<'a> Growing<'a> {
             input_type: self.case.in_type,
             error: report.view(),
         };
+        let kernels = kernels().map_err(text)?;
+        let cache_kernels = kernels.cache_kernels().map_err(text)?;
+        let decoder =
+            kernels.decoder(&cache.params().map_err(text)?, &spec, self.arithmetic).map_err(text)?;
+        // In shares the plan is not read: none is sent.
+        let num_shares = decoder.num_shares(&self.case.config);
         let decode = DecodeArgs {
             spec: &spec,
             cache,
@@ -179,7 +194,8 @@ impl<'a> Growing<'a> {
                 items: items.view(),
                 worker_starts: starts.view(),
                 request_partials: partials.view(),
-                num_workers: NUM_WORKERS,
+                num_workers,
+                num_shares,
                 heads_per_block: 1,
                 has_partials: true,
             },
@@ -191,10 +207,6 @@ impl<'a> Growing<'a> {
             sinks: None,
             error: report.view(),
         };
-        let kernels = kernels().map_err(text)?;
-        let cache_kernels = kernels.cache_kernels().map_err(text)?;
-        let decoder =
-            kernels.decoder(&cache.params().map_err(text)?, &spec, self.arithmetic).map_err(text)?;
         let step = |stream: &Stream| -> Result<(), DeviceError> {
             cache_kernels.append(&append, stream)?;
             decoder.run(&decode, stream)
@@ -215,7 +227,7 @@ impl<'a> Growing<'a> {
             let (new_k, new_v) = self.rows(&new)?;
             let queries = Values::from_f32(spec.q_type, &self.numbers.normals(spec.q_elements(batch)));
             let plan = self.plan()?;
-            if plan.worker_starts().len() != NUM_WORKERS as usize + 1 || plan.items().len() > most_items {
+            if plan.worker_starts().len() != num_workers as usize + 1 || plan.items().len() > most_items {
                 return Err(format!("a plan that the graph has no room for: {plan}"));
             }
             let fields: Vec<u32> = plan
@@ -229,9 +241,11 @@ impl<'a> Growing<'a> {
             write(&slots, bytemuck::cast_slice(&new))?;
             write(&kv_lens, bytemuck::cast_slice(&self.lens))?;
             write(&q, queries.as_slice().as_bytes())?;
-            write(&items, bytemuck::cast_slice(&fields))?;
-            write(&starts, bytemuck::cast_slice(plan.worker_starts()))?;
-            write(&partials, bytemuck::cast_slice(plan.request_partials()))?;
+            if num_shares == 0 {
+                write(&items, bytemuck::cast_slice(&fields))?;
+                write(&starts, bytemuck::cast_slice(plan.worker_starts()))?;
+                write(&partials, bytemuck::cast_slice(plan.request_partials()))?;
+            }
             let poison = |stream: &Stream| {
                 [&out, &lse, &partial_o, &partial_ml].into_iter().try_for_each(|b| b.fill(POISON, stream))
             };

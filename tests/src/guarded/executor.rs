@@ -1,7 +1,7 @@
 //! One cache and its decodes between canaries.
 
 use super::arena::{Arena, Place};
-use super::{Guarded, IDLE, failed, launched};
+use super::{Guarded, IDLE, SHARES, failed, launched};
 use attn_backend::{Descriptor, Error, Executor, Input, NormalDecode, Output};
 use attn_kernels::DeviceView;
 use attn_kernels::device::{
@@ -164,6 +164,7 @@ impl GuardedExecutor {
         let cache = cache.params().map_err(failed)?;
         let decoder = self.kit().kernels.decoder(&cache, request.spec, arithmetic).map_err(failed)?;
         let heads_per_block = self.heads_per_block(&decoder);
+        let num_shares = plan.config().map_or(0, |config| decoder.num_shares(config));
         // The second decode of a cache, and every other one after it.
         let replays = self.num_decodes % 2 == 1;
         self.num_decodes += 1;
@@ -193,8 +194,9 @@ impl GuardedExecutor {
                 items: arena.view(&arrays.items),
                 worker_starts: arena.view(&arrays.worker_starts),
                 request_partials: arena.view(&arrays.request_partials),
-                num_workers: plan.worker_starts().len().saturating_sub(1) as u32,
+                num_workers: plan.num_busy_workers(),
                 heads_per_block,
+                num_shares,
                 // A graph that is to serve any plan always has stage 2.
                 has_partials: replays || plan.num_partials() > 0,
             },
@@ -215,7 +217,9 @@ impl GuardedExecutor {
         }
         if args.batch > 0 {
             launched(decoder.stage1().symbol());
-            if args.plan.has_partials {
+            if args.plan.num_shares > 0 {
+                launched(SHARES);
+            } else if args.plan.has_partials {
                 launched("kv8_stage2");
             }
         }

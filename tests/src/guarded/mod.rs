@@ -28,6 +28,9 @@ pub struct Guarded {
     pub heads_per_block: Option<u32>,
 }
 
+/// Stands among the symbols once a launch was in shares.
+pub const SHARES: &str = "shares";
+
 /// Symbols of the kernels that were launched between canaries.
 static LAUNCHED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 

@@ -1,8 +1,12 @@
 //! `cargo xtask bench`: how fast, against what the machine can do and what the peers do.
 
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "cases are run on a device"))]
+pub mod case;
 mod cpu;
 #[cfg(feature = "cuda")]
 pub mod gpu;
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "cases are run on a device"))]
+pub mod inputs;
 mod record;
 mod report;
 
@@ -24,6 +28,8 @@ enum What {
     Gpu(GpuArgs),
     /// A record of `bench gpu` as tables and pictures
     Report(report::ReportArgs),
+    /// Which targets records of `bench gpu` reach
+    Targets(report::TargetArgs),
 }
 
 /// Options of `bench gpu`.
@@ -57,6 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
     match &args.what {
         What::Cpu(args) => cpu::run(args),
         What::Report(args) => report::run(args),
+        What::Targets(args) => report::run_targets(args),
         #[cfg(feature = "cuda")]
         What::Gpu(args) => gpu::run(args),
         #[cfg(not(feature = "cuda"))]

@@ -1,10 +1,13 @@
 //! Which steps are measured.
 
-use crate::bench::gpu::{Case, log_normal_lens};
+use crate::bench::case::Case;
+use crate::bench::inputs::log_normal_lens;
+use attn_tune::RunKey;
+use cpu_reference::case::Rng;
 use kv_quant::LayoutKind;
 
 /// Cache bytes of a step beyond which it is left to its shorter neighbours: the table of pages rotates besides.
-const MOST_BYTES: u64 = 24 << 30;
+const MOST_BYTES: u64 = 12 << 30;
 /// Deviation of the logarithm of ragged lengths: the longest is tens of times the median.
 const RAGGED_SIGMA: f64 = 1.4;
 
@@ -49,9 +52,36 @@ impl Grid {
         }
     }
 
-    /// The steps, those of one cache layout together, small ones first.
+    /// The steps in an order that may be broken off anywhere: first one of each shape, then another of each, each as far
+    /// from those before it as the grid has one. What was measured is spread evenly at any time.
     pub fn steps(&self) -> Vec<Case> {
+        let shapes = self.shapes();
+        let order = |case: &Case| {
+            let mut batches = self.batches_of(case.spec.num_kv_heads, case.spec.head_dim, case.group_len);
+            // Each cache goes its own way, so that together they see every size early. Not each head count: the
+            // copy-only reader's times serve all that share a cache.
+            let cache = case.spec.num_kv_heads
+                + 16 * case.page_len
+                + 512 * case.group_len
+                + (case.spec.head_dim << 17);
+            Rng::new(u64::from(cache)).shuffle(&mut batches);
+            far_apart(batches, case.spec.num_kv_heads)
+        };
+        let orders: Vec<Vec<Vec<u32>>> = shapes.iter().map(order).collect();
+        let rounds = orders.iter().map(Vec::len).max().unwrap_or(0);
         let mut steps = Vec::new();
+        for round in 0..rounds {
+            for (case, order) in shapes.iter().zip(&orders) {
+                let kv_lens = order.get(round).cloned();
+                steps.extend(kv_lens.map(|kv_lens| Case { kv_lens, ..case.clone() }));
+            }
+        }
+        steps
+    }
+
+    /// Everything but the lengths; those that share a cache stand together.
+    fn shapes(&self) -> Vec<Case> {
+        let mut shapes = Vec::new();
         for &head_dim in &self.head_dims {
             for &group_len in self.group_lens.iter().filter(|group_len| **group_len <= head_dim) {
                 for &page_len in &self.page_lens {
@@ -60,14 +90,12 @@ impl Grid {
                     for &gqa_group in &self.gqa_groups {
                         let num_kv_heads = if gqa_group == 7 { 4 } else { 8 };
                         let heads = (gqa_group * num_kv_heads, num_kv_heads, head_dim);
-                        let case = Case { group_len, ..Case::new(heads, 1, 64, layout, page_len) };
-                        let batches = self.batches_of(num_kv_heads, head_dim, group_len);
-                        steps.extend(batches.into_iter().map(|kv_lens| Case { kv_lens, ..case.clone() }));
+                        shapes.push(Case { group_len, ..Case::new(heads, 1, 64, layout, page_len) });
                     }
                 }
             }
         }
-        steps
+        shapes
     }
 
     fn batches_of(&self, num_kv_heads: u32, head_dim: u32, group_len: u32) -> Vec<Vec<u32>> {
@@ -91,6 +119,26 @@ impl Grid {
     }
 }
 
+/// The batches, each as far as can be from all before it.
+fn far_apart(batches: Vec<Vec<u32>>, num_kv_heads: u32) -> Vec<Vec<u32>> {
+    let runs: Vec<RunKey> =
+        batches.iter().map(|kv_lens| RunKey::of(kv_lens.iter().copied(), num_kv_heads)).collect();
+    let mut order: Vec<usize> = (0..runs.len()).take(1).collect();
+    // Of each batch, how near it is to those in order.
+    let mut near = vec![f32::INFINITY; runs.len()];
+    while let Some(&last) = order.last() {
+        for (near, run) in near.iter_mut().zip(&runs) {
+            *near = near.min(run.distance(&runs[last]));
+        }
+        near[last] = f32::NEG_INFINITY;
+        let farthest = (0..runs.len()).max_by(|a, b| near[*a].total_cmp(&near[*b]));
+        let Some(farthest) = farthest.filter(|index| near[*index] > f32::NEG_INFINITY) else { break };
+        order.push(farthest);
+    }
+    let mut batches: Vec<Option<Vec<u32>>> = batches.into_iter().map(Some).collect();
+    order.into_iter().filter_map(|index| batches[index].take()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,5 +155,46 @@ mod tests {
         let most = steps.iter().map(|case| case.kv_lens.iter().map(|&len| u64::from(len)).sum::<u64>());
         assert!(most.max() <= Some(MOST_BYTES / 64));
         assert!((20..200).contains(&Grid::quick().steps().len()));
+    }
+
+    /// Broken off after a twelfth, every value of every axis has its share, and what was left has a neighbour.
+    #[test]
+    fn a_run_that_is_broken_off_is_spread_over_the_grid() {
+        let steps = Grid::full().steps();
+        let (done, left) = steps.split_at(steps.len() / 12);
+        type Axis = fn(&Case) -> u32;
+        let axes: [(&str, Axis); 7] = [
+            ("batch", |case| case.kv_lens.len() as u32),
+            ("length", |case| case.kv_lens.iter().max().map_or(0, |most| most.ilog2())),
+            ("gqa", |case| case.spec.gqa_group()),
+            ("head_dim", |case| case.spec.head_dim),
+            ("group", |case| case.group_len),
+            ("page", |case| case.page_len),
+            ("ragged", |case| u32::from(case.kv_lens.iter().any(|len| *len != case.kv_lens[0]))),
+        ];
+        for (name, axis) in axes {
+            let share = |cases: &[Case], value: u32| {
+                cases.iter().filter(|case| axis(case) == value).count() as f64 / cases.len() as f64
+            };
+            let mut values: Vec<u32> = steps.iter().map(axis).collect();
+            values.sort_unstable();
+            values.dedup();
+            for value in values.into_iter().filter(|value| share(&steps, *value) > 0.05) {
+                let (done, all) = (share(done, value), share(&steps, value));
+                assert!(done > 0.3 * all && done < 3.0 * all, "{name} {value}: {done:.3} of {all:.3}");
+            }
+        }
+        let far = left.iter().filter(|case| {
+            let run = RunKey::of(case.kv_lens.iter().copied(), case.spec.num_kv_heads);
+            let is_near = |known: &Case| {
+                (known.spec.gqa_group(), known.spec.head_dim, known.group_len, known.page_len)
+                    == (case.spec.gqa_group(), case.spec.head_dim, case.group_len, case.page_len)
+                    && RunKey::of(known.kv_lens.iter().copied(), known.spec.num_kv_heads).distance(&run)
+                        <= attn_tune::MAX_DISTANCE
+            };
+            !done.iter().any(is_near)
+        });
+        let far = far.count() as f64 / left.len() as f64;
+        assert!(far < 0.05, "{far}");
     }
 }

@@ -1,14 +1,28 @@
 //! `cargo xtask tune`: measures which schedule is fastest for which step on this GPU, and keeps it as a profile.
 
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "judges what a device gives"))]
+mod check;
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "drives a device"))]
+mod drive;
+#[cfg(feature = "cuda")]
+mod explain;
+mod fit;
 #[cfg(feature = "cuda")]
 mod gpu;
-#[cfg(feature = "cuda")]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "measured on a device"))]
 mod grid;
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "written while a device is measured"))]
+mod journal;
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "tried on a device"))]
+mod pick;
 mod report;
 #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "searches on a device"))]
 mod search;
+mod share;
+#[cfg(test)]
+mod tests;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use attn_tune::Profile;
 use std::path::{Path, PathBuf};
 
@@ -45,6 +59,15 @@ pub struct Args {
     /// The profile to draw
     #[arg(long, value_name = "FILE.toml")]
     profile: Option<PathBuf>,
+    /// Measure nothing; fit the cost model's constants to the times in journals of earlier runs
+    #[arg(long, value_name = "FILE.journal", num_args = 1..)]
+    fit: Vec<PathBuf>,
+    /// Measure nothing; make these profiles those that ship, and draw them
+    #[arg(long, value_name = "FILE.toml", num_args = 1..)]
+    ship: Vec<PathBuf>,
+    /// Measure nothing; say how steps of these lengths are cut on this GPU, and why (for example 8x4096 or 100,2000,30000)
+    #[arg(long, value_name = "LENGTHS")]
+    explain: Vec<String>,
 }
 
 /// Runs the command.
@@ -53,15 +76,39 @@ pub fn run(args: &Args) -> Result<()> {
         let profile = read(profile)?;
         report::draw(&profile, svg)?;
         println!("wrote {}", svg.display());
-        if let Some(share) = report::ModelShare::of(&profile) {
+        if let Some(share) = share::ModelShare::of(&profile) {
             println!("{}: {share}", profile.device);
         }
         return Ok(());
     }
+    if !args.fit.is_empty() {
+        return fit::run(&args.fit);
+    }
+    if !args.ship.is_empty() {
+        return args.ship.iter().try_for_each(|file| ship(file));
+    }
     #[cfg(feature = "cuda")]
-    return gpu::run(args);
+    return if args.explain.is_empty() { gpu::run(args) } else { explain::run(args) };
     #[cfg(not(feature = "cuda"))]
     crate::workspace::rerun_with_feature("cuda")
+}
+
+/// Puts a profile, and its picture, where the crate and the docs have theirs.
+fn ship(file: &Path) -> Result<()> {
+    let profile = read(file)?;
+    let root = crate::workspace::root();
+    let to = profile.save(&root.join("crates/attn-tune/profiles"))?;
+    let name = attn_tune::file_name(&profile.device);
+    let svg = root.join("docs/img").join(format!("tuned-{}", name.replace(".toml", ".svg")));
+    report::draw(&profile, &svg)?;
+    println!("{}: {}", profile.device, profile.coverage);
+    if let Some(share) = share::ModelShare::of(&profile) {
+        println!("{share}");
+    }
+    println!("{}, {}", to.display(), svg.display());
+    let is_listed = attn_tune::shipped().iter().any(|(known, _)| *known == name);
+    ensure!(is_listed, "add {name} to SHIPPED in crates/attn-tune/src/store.rs");
+    Ok(())
 }
 
 /// A profile that must be good, and what was left out of it.

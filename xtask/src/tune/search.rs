@@ -5,8 +5,8 @@ use attn_tune::{Choice, Timing};
 
 /// What a step is tried on.
 pub trait Subject {
-    /// What is wrong with the result of a choice, if anything. Nothing is timed before.
-    fn fault(&mut self, choice: &Choice) -> Result<Option<String>>;
+    /// What is wrong with the result of each choice, if anything. Nothing is timed before.
+    fn faults(&mut self, choices: &[Choice]) -> Result<Vec<Option<String>>>;
 
     /// Microseconds of this many replays.
     fn time(&mut self, choice: &Choice, samples: usize) -> Result<Vec<f64>>;
@@ -30,9 +30,14 @@ pub struct Outcome {
     pub choice: Choice,
     /// Its times, and the model's; the floor is the caller's to fill in.
     pub timing: Timing,
+    /// Median microseconds of each candidate that was timed, the model's choice first.
+    pub times: Vec<(Choice, f64)>,
     /// Candidates whose results were wrong, and how.
     pub wrong: Vec<(Choice, String)>,
 }
+
+/// Turns of the last two.
+const ROUNDS: usize = 3;
 
 struct Entry {
     choice: Choice,
@@ -56,10 +61,11 @@ fn quantile(samples: &[f64], share: f64) -> f64 {
 /// # Errors
 /// The subject's; none of the candidates right.
 pub fn search(subject: &mut dyn Subject, candidates: &[Choice], effort: &Effort) -> Result<Outcome> {
+    let candidates = candidates.get(..effort.candidates.max(1)).unwrap_or(candidates);
     let mut wrong = Vec::new();
     let mut entries: Vec<Entry> = Vec::new();
-    for &choice in candidates.iter().take(effort.candidates.max(1)) {
-        match subject.fault(&choice)? {
+    for (&choice, fault) in candidates.iter().zip(subject.faults(candidates)?) {
+        match fault {
             Some(fault) => wrong.push((choice, fault)),
             None => entries.push(Entry { choice, samples: Vec::new() }),
         }
@@ -69,23 +75,27 @@ pub fn search(subject: &mut dyn Subject, candidates: &[Choice], effort: &Effort)
     let model = entries.remove(0);
     let mut model = Entry { samples: subject.time(&model.choice, effort.first_samples)?, ..model };
     let mut samples = effort.first_samples;
+    let mut times = Vec::new();
     while entries.len() > 1 {
         for entry in &mut entries {
             entry.samples.extend(subject.time(&entry.choice, samples)?);
         }
         entries.sort_by(|a, b| a.median().total_cmp(&b.median()));
-        entries.truncate(entries.len().div_ceil(2));
+        let lost = entries.split_off(entries.len().div_ceil(2));
+        times.extend(lost.iter().map(|entry| (entry.choice, entry.median())));
         samples *= 2;
     }
     // The last two in turn, so that a drift of clocks meets both.
     let mut best = entries.pop();
-    for _ in 0..4 {
-        let samples = effort.last_samples.div_ceil(4);
+    for _ in 0..ROUNDS {
+        let samples = effort.last_samples.div_ceil(ROUNDS);
         model.samples.extend(subject.time(&model.choice, samples)?);
         if let Some(best) = &mut best {
             best.samples.extend(subject.time(&best.choice, samples)?);
         }
     }
+    let finalists = [Some(&model), best.as_ref()];
+    times.splice(0..0, finalists.into_iter().flatten().map(|entry| (entry.choice, entry.median())));
     let model_us = model.median();
     // Within the noise the model's choice is kept, so that profiles do not change from run to run.
     let noise = quantile(&model.samples, 0.75) - quantile(&model.samples, 0.25);
@@ -98,7 +108,7 @@ pub fn search(subject: &mut dyn Subject, candidates: &[Choice], effort: &Effort)
         model_us,
         floor_us: f64::NAN,
     };
-    Ok(Outcome { choice, timing, wrong })
+    Ok(Outcome { choice, timing, times, wrong })
 }
 
 #[cfg(test)]
@@ -114,8 +124,10 @@ mod tests {
     }
 
     impl Subject for Fake {
-        fn fault(&mut self, choice: &Choice) -> Result<Option<String>> {
-            Ok((choice.num_blocks == self.wrong).then(|| "a token is missing".to_owned()))
+        fn faults(&mut self, choices: &[Choice]) -> Result<Vec<Option<String>>> {
+            let fault =
+                |choice: &Choice| (choice.num_blocks == self.wrong).then(|| "a token is missing".to_owned());
+            Ok(choices.iter().map(fault).collect())
         }
 
         fn time(&mut self, choice: &Choice, samples: usize) -> Result<Vec<f64>> {
@@ -133,7 +145,13 @@ mod tests {
 
     fn choices() -> Vec<Choice> {
         (1..17)
-            .map(|num_blocks| Choice { num_blocks, heads_per_block: 1, min_split_tiles: 1, item_overhead: 1 })
+            .map(|num_blocks| Choice {
+                num_blocks,
+                heads_per_block: 1,
+                min_split_tiles: 1,
+                item_overhead: 1,
+                num_shares: 0,
+            })
             .collect()
     }
 
@@ -151,6 +169,11 @@ mod tests {
         assert!(outcome.timing.us < outcome.timing.model_us);
         assert_eq!(outcome.wrong.len(), 1);
         assert!(!subject.timed.contains(&11) && subject.timed.contains(&12));
+        // Each one that was timed is told of once, the model's choice first.
+        assert_eq!(outcome.times[0].0.num_blocks, 1);
+        let mut told: Vec<u32> = outcome.times.iter().map(|(choice, _)| choice.num_blocks).collect();
+        told.sort_unstable();
+        assert_eq!(told, (1..17).filter(|blocks| *blocks != 11).collect::<Vec<_>>());
     }
 
     #[test]

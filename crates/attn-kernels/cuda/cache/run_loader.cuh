@@ -14,6 +14,7 @@ namespace kv8 {
 
 template <class T>
 struct RunLoader {
+    static constexpr bool kInStep = false;
     static constexpr bool kPacked = T::kGroups == Groups::k8;
 
     // Where the rows of a tile lie in a stage: as in memory, V behind K.
@@ -53,7 +54,7 @@ struct RunLoader {
     static __device__ __forceinline__ bool serves(const PagedCache& cache) {
         if (!T::kRuns || !ptx::kBulkCopies || cache.record_bytes == 0 || cache.page_len < kTileTokens) return false;
         if (cache.k_codes.page_stride != cache.v_codes.page_stride) return false;
-        return kPacked ? cache.record_bytes == T::kRecordBytes : 2 * kTileTokens * cache.record_bytes <= T::kMetaAt;
+        return kPacked ? cache.record_bytes == T::kRecordBytes : 2 * kTileTokens * cache.record_bytes <= T::kStageBytes;
     }
 
     __device__ __forceinline__ RunLoader(const PagedCache& cache, uint32_t head_idx, uint32_t lane_idx, uint32_t token_stride,

@@ -97,12 +97,103 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
     }
 }
 
+// Meets the other threads of barrier `idx` (1 to 15), `threads` in all.
+__device__ __forceinline__ void meet(uint32_t idx, uint32_t threads) { asm volatile("bar.sync %0, %1;" ::"r"(idx), "r"(threads) : "memory"); }
+
+// blockIdx.x, read anew at every call.
+__device__ __forceinline__ uint32_t block_x() {
+    uint32_t x;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
+    return x;
+}
+
+// Clusters (sm_90): CTAs that run at once and reach each other's shared memory. Without one, a CTA is a cluster of its own.
+__device__ __forceinline__ uint32_t cluster_rank() {
+    uint32_t rank = 0;
+    if constexpr (kBulkCopies) asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+// The shared address of the same place in CTA `rank` of the cluster.
+__device__ __forceinline__ uint32_t address_in(uint32_t address, uint32_t rank) {
+    uint32_t there = address;
+    if constexpr (kBulkCopies) asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    return there;
+}
+
+// Makes barriers that this thread initialized known to the cluster, with the next cluster_arrive.
+__device__ __forceinline__ void fence_barrier_init() {
+    if constexpr (kBulkCopies) asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+// All threads of the cluster arrive, then wait until all have arrived. Orders nothing that was written before but barriers, by
+// fence_barrier_init.
+__device__ __forceinline__ void cluster_arrive() {
+    if constexpr (kBulkCopies) asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() {
+    if constexpr (kBulkCopies) asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// Writes to another CTA's shared memory and counts the bytes on a barrier there.
+__device__ __forceinline__ void send_async(uint32_t to, const float4& x, uint32_t barrier) {
+    if constexpr (kBulkCopies) {
+        asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to), "f"(x.x),
+                     "f"(x.y), "f"(x.z), "f"(x.w), "r"(barrier)
+                     : "memory");
+    }
+}
+__device__ __forceinline__ void send_async(uint32_t to, const float2& x, uint32_t barrier) {
+    if constexpr (kBulkCopies) {
+        asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(to), "f"(x.x), "f"(x.y),
+                     "r"(barrier)
+                     : "memory");
+    }
+}
+
+// barrier_wait for bytes that other CTAs of the cluster sent.
+__device__ __forceinline__ void cluster_barrier_wait(uint32_t barrier, uint32_t parity) {
+    if constexpr (kBulkCopies) {
+        asm volatile(
+            "{ .reg .pred done;\n"
+            "wait%=: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+            "@!done bra wait%=; }" ::"r"(barrier),
+            "r"(parity)
+            : "memory");
+    }
+}
+
 // d[16 x 8] += a[16 x 16] * b[16 x 8], f16 operands, f32 accumulator.
 __device__ __forceinline__ void mma_16x8x16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                             uint32_t b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// d[16 x 8] += a[16 x 32] * b[32 x 8], signed bytes, exact 32-bit sums.
+__device__ __forceinline__ void mma_16x8x32(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                            uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Four matrices of 8 rows of 16 bytes from shared memory; lane i brings the address of row i % 8 of matrix i / 8 and gets, of each,
+// bytes 4 * (i % 4) + {0, 1, 2, 3} of row i / 4.
+__device__ __forceinline__ void load_matrices(uint32_t (&d)[4], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// The same, transposed in units of 16 bits: a lane gets bytes 2 * (i / 4) + {0, 1} of rows 2 * (i % 4) and 2 * (i % 4) + 1.
+__device__ __forceinline__ void load_transposed(uint32_t (&d)[4], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(address)
+                 : "memory");
 }
 
 // Transposes an 8 x 8 matrix of 16-bit values held two a lane. Lanes must be converged.
@@ -123,6 +214,13 @@ __device__ __forceinline__ float ex2_approx(float x) {
 __device__ __forceinline__ float ex2_approx_ftz(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// log2(x), absolute error at most 2^-22 for x in [1/2, 2], relative elsewhere; -inf for 0. Subnormals are taken as they are.
+__device__ __forceinline__ float lg2_approx(float x) {
+    float y;
+    asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 

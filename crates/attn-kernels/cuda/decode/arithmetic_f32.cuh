@@ -36,7 +36,7 @@ struct F32Arithmetic {
         for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
-                const uint32_t query_row = min(rows.first + 8 * tile + 2 * column + j, rows.total - 1);
+                const uint32_t query_row = min(rows.first() + 8 * tile + 2 * column + j, rows.total() - 1);
                 query[tile][j] = rows.element(p, request_idx, query_row);
             }
         }
@@ -52,7 +52,7 @@ struct F32Arithmetic {
         }
     }
 
-    __device__ __forceinline__ void begin_item() {}
+    __device__ __forceinline__ void begin_item(bool) {}
     __device__ __forceinline__ bool was_careless() const { return false; }
 
     template <class Shape>
@@ -90,7 +90,7 @@ struct F32Arithmetic {
     }
 
     template <class Shape>
-    __device__ __forceinline__ bool prepare_values(const Shape&, const uint8_t*, uint32_t misaligned, int (&)[2]) {
+    __device__ __forceinline__ bool prepare_values(const Shape&, const uint8_t*, uint32_t misaligned, float (&)[2]) {
         value_misaligned = misaligned >> 16;
         return false;
     }
@@ -123,6 +123,17 @@ struct F32Arithmetic {
                     }
                 }
             }
+        }
+    }
+
+    static constexpr float kOutExponent = 0.0f;
+
+    // Writes what the lane holds of query row 2 * column + j of `tile` to a row of out.
+    __device__ __forceinline__ void store(float* to, int tile, int j) const {
+#pragma unroll
+        for (int word = 0; word < T::kVWords; ++word) {
+            *reinterpret_cast<float4*>(to + T::v_channel(word, row)) = make_float4(
+                out[2 * word][tile][j], out[2 * word][tile][2 + j], out[2 * word + 1][tile][j], out[2 * word + 1][tile][2 + j]);
         }
     }
 

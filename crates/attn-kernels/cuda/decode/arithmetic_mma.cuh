@@ -68,11 +68,11 @@ struct MmaArithmetic {
     uint32_t lane, row, column;    // row = lane / 4, column = lane % 4
     bool careful;                  // look for scales that leave f16's range; else only remember whether there were any
     uint32_t wide_scales;          // top bits set: there were
-    uint32_t k_shift, v_shift, k_groups, v_groups, scale_type;
+    const DecodeParams& params;
+    uint32_t k_shift, v_shift;
     uint8_t* normal;               // this warp's scratch for normalized scales
     int* exponents;
     ScaleSource values;            // V scales of the tile at hand
-    float value_scales[2];         // kWhole: of tokens `row` and `row` + 8, without their powers of two
 
     __device__ __forceinline__ MmaArithmetic(const DecodeParams& p, uint32_t lane_idx, uint8_t* warp_shared, uint8_t* query_shared)
         : shared_query(reinterpret_cast<const uint2*>(query_shared)),
@@ -81,19 +81,19 @@ struct MmaArithmetic {
           column(lane_idx % 4),
           careful(false),
           wide_scales(0),
+          params(p),
           k_shift(group_shift(T::kHeadDim, p.cache.k_group_len)),
           v_shift(group_shift(T::kHeadDim, p.cache.v_group_len)),
-          k_groups(num_groups(T::kHeadDim, p.cache.k_group_len)),
-          v_groups(num_groups(T::kHeadDim, p.cache.v_group_len)),
-          scale_type(known_scale_type(p.cache.scale_type)),
           normal(warp_shared + T::kNormalAt),
           exponents(reinterpret_cast<int*>(warp_shared + T::kExponentsAt)) {}
 
-    static __device__ __forceinline__ uint32_t known_scale_type(uint32_t type) {
+    __device__ __forceinline__ uint32_t k_groups() const { return num_groups(T::kHeadDim, params.cache.k_group_len); }
+    __device__ __forceinline__ uint32_t v_groups() const { return num_groups(T::kHeadDim, params.cache.v_group_len); }
+    __device__ __forceinline__ uint32_t scale_type() const {
         if constexpr (T::kScales == Scales::kF16) return kScaleF16;
         if constexpr (T::kScales == Scales::kBf16) return kScaleBf16;
         if constexpr (T::kScales == Scales::kF32) return kScaleF32;
-        return type;
+        return params.cache.scale_type;
     }
 
     // The query rows as they lie in memory. Read before the ring is filled: later they would wait behind its copies.
@@ -106,8 +106,8 @@ struct MmaArithmetic {
         const uint32_t unit_bytes = float_bytes(p.q_type);
 #pragma unroll
         for (int tile = 0; tile < kRowTiles; ++tile) {
-            const uint32_t query_row = rows.first + 8 * tile + row;
-            const bool inside = query_row < rows.total;
+            const uint32_t query_row = rows.first() + 8 * tile + row;
+            const bool inside = query_row < rows.total();
             const uint8_t* q = reinterpret_cast<const uint8_t*>(p.q) +
                                rows.element(p, request_idx, inside ? query_row : 0) * unit_bytes;
 #pragma unroll
@@ -168,7 +168,7 @@ struct MmaArithmetic {
             for (int j = 0; j < 2; ++j) {
                 const int row_exp = __shfl_sync(kFullWarp, exp, (2 * column + j) * 4);
                 exponent[tile][j] = row_exp;
-                factor[tile][j] = T::kAlwaysNormalize && !T::kWhole ? scale : scale * power_of_two(row_exp);
+                factor[tile][j] = T::kAlwaysNormalize ? scale : scale * power_of_two(row_exp);
             }
         }
         if constexpr (T::kQueryInShared) __syncthreads();
@@ -185,8 +185,8 @@ struct MmaArithmetic {
         }
     }
 
-    __device__ __forceinline__ void begin_item() {
-        careful = false;
+    __device__ __forceinline__ void begin_item(bool carefully) {
+        careful = carefully;
         wide_scales = 0;
     }
 
@@ -203,10 +203,10 @@ struct MmaArithmetic {
         ScaleSource source{scales, static_cast<int>(shape.scale_pitch), misaligned & 0xffffu, k_shift};
         uint32_t pairs[T::kKUnits][2];
         bool normalized = T::kAlwaysNormalize;
-        if constexpr (T::kAlwaysNormalize && !T::kWhole) {
-            source = normalize(scales, shape.scale_pitch, source.misaligned, k_groups, k_shift);
+        if constexpr (T::kAlwaysNormalize) {
+            source = normalize(scales, shape.scale_pitch, source.misaligned, k_groups(), k_shift);
         }
-        if constexpr (!T::kWhole) load_pairs(source, pairs);
+        load_pairs(source, pairs);
         if constexpr (!T::kAlwaysNormalize) {
             if constexpr (!T::kLooksFirst) {
 #pragma unroll
@@ -220,7 +220,7 @@ struct MmaArithmetic {
                 for (int unit = 0; unit < T::kKUnits; ++unit) wide |= holds_wide_scale(pairs[unit][0]) || holds_wide_scale(pairs[unit][1]);
                 normalized = __any_sync(kFullWarp, wide);
                 if (normalized) {
-                    load_pairs(normalize(source.rows, source.pitch, source.misaligned, k_groups, k_shift), pairs);
+                    load_pairs(normalize(source.rows, source.pitch, source.misaligned, k_groups(), k_shift), pairs);
                 }
             }
         }
@@ -245,12 +245,12 @@ struct MmaArithmetic {
             for (int word = 0; word < T::kKWordsPerUnit; ++word) {
                 const int step = unit * T::kKWordsPerUnit + word;
                 const bool high = T::kKWordsPerUnit == 4 && word >= 2;
-                const uint32_t scale0 = T::kWhole ? 0u : high ? high_twice(pairs[unit][0]) : low_twice(pairs[unit][0]);
-                const uint32_t scale1 = T::kWhole ? 0u : high ? high_twice(pairs[unit][1]) : low_twice(pairs[unit][1]);
-                const uint32_t a0 = scaled(even_codes(words[0][word]), scale0);
-                const uint32_t a1 = scaled(even_codes(words[1][word]), scale1);
-                const uint32_t a2 = scaled(odd_codes(words[0][word]), scale0);
-                const uint32_t a3 = scaled(odd_codes(words[1][word]), scale1);
+                const uint32_t scale0 = high ? high_twice(pairs[unit][0]) : low_twice(pairs[unit][0]);
+                const uint32_t scale1 = high ? high_twice(pairs[unit][1]) : low_twice(pairs[unit][1]);
+                const uint32_t a0 = ptx::mul_f16x2(even_codes(words[0][word]), scale0);
+                const uint32_t a1 = ptx::mul_f16x2(even_codes(words[1][word]), scale1);
+                const uint32_t a2 = ptx::mul_f16x2(odd_codes(words[0][word]), scale0);
+                const uint32_t a3 = ptx::mul_f16x2(odd_codes(words[1][word]), scale1);
 #pragma unroll
                 for (int tile = 0; tile < kRowTiles; ++tile) {
                     const uint2 b = T::kQueryInShared ? shared_query[(step * kRowTiles + tile) * 32 + lane]
@@ -264,14 +264,7 @@ struct MmaArithmetic {
 #pragma unroll
             for (int e = 0; e < 4; ++e) scores[tile][e] = kChains == 2 ? sums[0][tile][e] + sums[kChains - 1][tile][e] : sums[0][tile][e];
         }
-        if constexpr (T::kWhole) {
-            const float token_scale[2] = {row_scale(source, row), row_scale(source, row + 8)};
-#pragma unroll
-            for (int tile = 0; tile < kRowTiles; ++tile) {
-#pragma unroll
-                for (int e = 0; e < 4; ++e) scores[tile][e] = scores[tile][e] * factor[tile][e % 2] * token_scale[e / 2];
-            }
-        } else if constexpr (T::kAlwaysNormalize) {
+        if constexpr (T::kAlwaysNormalize) {
             const int token_exponent[2] = {exponents[row], exponents[row + 8]};
 #pragma unroll
             for (int tile = 0; tile < kRowTiles; ++tile) {
@@ -302,19 +295,8 @@ struct MmaArithmetic {
     // `row` and `row` + 8.
     template <class Shape>
     __device__ __forceinline__ bool prepare_values(const Shape& shape, const uint8_t* stage, uint32_t misaligned,
-                                                   int (&token_exponents)[2]) {
+                                                   float (&token_exponents)[2]) {
         values = ScaleSource{stage + shape.values_at + shape.scales_at, static_cast<int>(shape.scale_pitch), misaligned >> 16, v_shift};
-        if constexpr (T::kWhole) {
-#pragma unroll
-            for (int r = 0; r < 2; ++r) {
-                const float scale = row_scale(values, row + 8 * r);
-                // A scale is value_scales * 2^exponent, value_scales in [1/2, 1) or 0; by two powers, since one may not reach.
-                const int exp = scale > 0.0f ? floor_log2(scale) + 1 : kSmallestExponent;
-                token_exponents[r] = exp;
-                value_scales[r] = scale * power_of_two(-(exp / 2)) * power_of_two(exp / 2 - exp);
-            }
-            return true;
-        }
         bool normalized = T::kAlwaysNormalize;
         if (!T::kAlwaysNormalize && (T::kLooksFirst || careful)) {
             // Each lane looks at half of a row: every scale of the tile is seen once.
@@ -327,16 +309,16 @@ struct MmaArithmetic {
                 }
             } else {
                 own += (values.misaligned >> (lane & 15) & 1) * 2;
-                for (uint32_t i = lane / 16; i < v_groups; i += 2) {
+                for (uint32_t i = lane / 16; i < v_groups(); i += 2) {
                     wide |= holds_wide_scale(reinterpret_cast<const uint16_t*>(own)[i]);
                 }
             }
             normalized = __any_sync(kFullWarp, wide);
         }
         if (T::kAlwaysNormalize || normalized) {
-            values = normalize(values.rows, values.pitch, values.misaligned, v_groups, v_shift);
-            token_exponents[0] = exponents[row];
-            token_exponents[1] = exponents[row + 8];
+            values = normalize(values.rows, values.pitch, values.misaligned, v_groups(), v_shift);
+            token_exponents[0] = static_cast<float>(exponents[row]);
+            token_exponents[1] = static_cast<float>(exponents[row + 8]);
         }
         return normalized;
     }
@@ -347,10 +329,8 @@ struct MmaArithmetic {
         uint2 p[kRowTiles];
 #pragma unroll
         for (int tile = 0; tile < kRowTiles; ++tile) {
-            const float low = T::kWhole ? value_scales[0] : 1.0f;
-            const float high = T::kWhole ? value_scales[1] : 1.0f;
-            p[tile].x = ptx::transpose_8x8(ptx::pack_f16x2(weights[tile][0] * low, weights[tile][1] * low));
-            p[tile].y = ptx::transpose_8x8(ptx::pack_f16x2(weights[tile][2] * high, weights[tile][3] * high));
+            p[tile].x = ptx::transpose_8x8(ptx::pack_f16x2(weights[tile][0], weights[tile][1]));
+            p[tile].y = ptx::transpose_8x8(ptx::pack_f16x2(weights[tile][2], weights[tile][3]));
         }
         const uint8_t* codes = stage + shape.values_at;
         constexpr int kFirst = T::kHeadDim == 64 || T::kHeadDim == 96 ? 2 : 4;
@@ -358,11 +338,22 @@ struct MmaArithmetic {
         if constexpr (T::kVWords > kFirst) accumulate_unit<kFirst, T::kVWords - kFirst>(shape, codes, p);
     }
 
+    static constexpr float kOutExponent = 0.0f;
+
+    // Writes what the lane holds of query row 2 * column + j of `tile` to a row of out.
+    __device__ __forceinline__ void store(float* to, int tile, int j) const {
+#pragma unroll
+        for (int word = 0; word < T::kVWords; ++word) {
+            *reinterpret_cast<float4*>(to + T::v_channel(word, row)) = make_float4(
+                out[2 * word][tile][j], out[2 * word][tile][2 + j], out[2 * word + 1][tile][j], out[2 * word + 1][tile][2 + j]);
+        }
+    }
+
   private:
     __device__ __forceinline__ ScaleSource normalize(const uint8_t* raw, int raw_pitch, uint32_t misaligned, uint32_t groups,
                                                      uint32_t shift) {
         __syncwarp();  // what was normalized before is read
-        normalize_scales<kPackedGroups>(raw, raw_pitch, misaligned, groups, scale_type, normal, T::kNormalPitch, exponents, lane);
+        normalize_scales<kPackedGroups>(raw, raw_pitch, misaligned, groups, scale_type(), normal, T::kNormalPitch, exponents, lane);
         return ScaleSource{normal, T::kNormalPitch, 0u, shift};
     }
 
@@ -391,16 +382,6 @@ struct MmaArithmetic {
         }
     }
 
-    // Two codes times their scale; with one scale a row that is left to the logit and the weight.
-    static __device__ __forceinline__ uint32_t scaled(uint32_t codes, uint32_t scale) {
-        return T::kWhole ? codes : ptx::mul_f16x2(codes, scale);
-    }
-
-    // The one scale of a row.
-    __device__ __forceinline__ float row_scale(const ScaleSource& source, uint32_t token) const {
-        return raw_scale(source.rows + token * source.pitch + (source.misaligned >> token & 1) * 2, 0, scale_type);
-    }
-
     // Where the 16-byte piece of `channel` lies in a row of codes.
     template <class Shape>
     static __device__ __forceinline__ uint32_t placed(uint32_t channel, uint32_t token) {
@@ -418,10 +399,6 @@ struct MmaArithmetic {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             load_words(codes + fragment_token(i) * shape.pitch + placed<Shape>(channel, fragment_token(i)), words[i]);
-            if constexpr (T::kWhole) {
-                pairs[i] = 0;
-                continue;
-            }
             pairs[i] = WORDS == 4 ? values.template pair<T::kGroups>(fragment_token(i), channel)
                                   : values.template single<T::kGroups>(fragment_token(i), channel);
             if (!T::kAlwaysNormalize && !T::kLooksFirst) wide_scales |= pairs[i] + kWideF16Test;
@@ -440,10 +417,10 @@ struct MmaArithmetic {
                 const uint32_t select = half == 0 ? 0x5410 : 0x7632;
                 const uint32_t codes01 = __byte_perm(words[0][word], words[1][word], select);
                 const uint32_t codes23 = __byte_perm(words[2][word], words[3][word], select);
-                const uint32_t a0 = scaled(even_codes(codes01), scale01);
-                const uint32_t a1 = scaled(odd_codes(codes01), scale01);
-                const uint32_t a2 = scaled(even_codes(codes23), scale23);
-                const uint32_t a3 = scaled(odd_codes(codes23), scale23);
+                const uint32_t a0 = ptx::mul_f16x2(even_codes(codes01), scale01);
+                const uint32_t a1 = ptx::mul_f16x2(odd_codes(codes01), scale01);
+                const uint32_t a2 = ptx::mul_f16x2(even_codes(codes23), scale23);
+                const uint32_t a3 = ptx::mul_f16x2(odd_codes(codes23), scale23);
 #pragma unroll
                 for (int tile = 0; tile < kRowTiles; ++tile) {
                     ptx::mma_16x8x16(out[2 * (WORD0 + word) + half][tile], a0, a1, a2, a3, p[tile].x, p[tile].y);

@@ -7,18 +7,17 @@
 namespace kv8 {
 
 struct QueryRows {
-    uint32_t first;
-    uint32_t total;
-    uint32_t gqa_group;
+    const DecodeParams& p;
     uint32_t kv_head_idx;
+    uint32_t rows_per_block;
 
-    __device__ __forceinline__ QueryRows(const DecodeParams& p, uint32_t kv_head, uint32_t first_row)
-        : first(first_row), gqa_group(p.num_q_heads / p.cache.num_kv_heads), kv_head_idx(kv_head) {
-        total = gqa_group * p.q_len;
-    }
+    __device__ __forceinline__ QueryRows(const DecodeParams& params, uint32_t kv_head, uint32_t num_rows)
+        : p(params), kv_head_idx(kv_head), rows_per_block(num_rows) {}
 
-    __device__ __forceinline__ uint32_t position(uint32_t row) const { return row / gqa_group; }
-    __device__ __forceinline__ uint32_t head(uint32_t row) const { return kv_head_idx * gqa_group + row % gqa_group; }
+    __device__ __forceinline__ uint32_t first() const { return blockIdx.y * rows_per_block; }
+    __device__ __forceinline__ uint32_t total() const { return p.gqa_group * p.q_len; }
+    __device__ __forceinline__ uint32_t position(uint32_t row) const { return row / p.gqa_group; }
+    __device__ __forceinline__ uint32_t head(uint32_t row) const { return kv_head_idx * p.gqa_group + row % p.gqa_group; }
 
     // Index of (request, query position, head) in arrays shaped [batch, q_len, num_q_heads].
     __device__ __forceinline__ uint64_t index(const DecodeParams& p, uint32_t request_idx, uint32_t row) const {

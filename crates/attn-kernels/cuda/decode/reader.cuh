@@ -3,6 +3,7 @@
 // Grid and block as stage 1 with one block of query rows. `out` is never written unless num_workers is 2^32 - 1 (it is not:
 // the store only keeps the copies from being optimized away).
 #pragma once
+#include "../cache/block_loader.cuh"
 #include "../cache/row_loader.cuh"
 #include "../cache/run_loader.cuh"
 #include "../params/decode.h"
@@ -30,11 +31,18 @@ __device__ __forceinline__ uint32_t read_share(Loader& loader, const int32_t* pa
     for (uint32_t tile = 0; tile < num_tiles; ++tile) {
         loader.wait(slot);
         __syncwarp();
+        if (Loader::kInStep && tile != 0) {
+            const uint32_t before = slot == 0 ? T::kNumStages - 1 : slot - 1;
+            if (tile - 1 + T::kNumStages < num_tiles) loader.fill(before, before * T::kStageBytes, ignore);
+            loader.commit();
+        }
         folded ^= *reinterpret_cast<const uint32_t*>(loader.ring + slot * T::kStageBytes + loader.lane * 16);
         __syncwarp();
         loader.done(slot);
-        if (tile + T::kNumStages < num_tiles) loader.fill(slot, slot * T::kStageBytes, ignore);
-        loader.commit();
+        if (!Loader::kInStep) {
+            if (tile + T::kNumStages < num_tiles) loader.fill(slot, slot * T::kStageBytes, ignore);
+            loader.commit();
+        }
         slot = slot + 1 == T::kNumStages ? 0 : slot + 1;
     }
     return folded;
@@ -74,12 +82,21 @@ __device__ __forceinline__ void read_items(const DecodeParams& p, uint8_t* share
         const bool wait = early && item_idx == first_item;
         if (has_runs && first_token % kTileTokens == 0) {
             folded ^= read_share<T>(run_loader, pages, first_token, item.token_end, num_tiles, wait);
+        } else if (T::kBlocks && first_token % kTileTokens == 0 && BlockLoader<T>::serves(p.cache)) {
+            if constexpr (T::kBlocks) {
+                BlockLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring);
+                folded ^= read_share<T>(loader, pages, first_token, item.token_end, num_tiles, wait);
+            }
+        } else if (RowLoader<T, true>::serves()) {
+            __syncthreads();  // the rings are read
+            RowLoader<T, true> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring);
+            folded ^= read_share<T>(loader, pages, first_token, item.token_end, num_tiles, wait);
         } else {
             ptx::fence_before_bulk_copies();
             folded ^= read_share<T>(row_loader, pages, first_token, item.token_end, num_tiles, wait);
         }
     }
-    if (p.num_workers == 0xffffffffu) reinterpret_cast<uint32_t*>(p.out)[blockIdx.x * kNumThreads + threadIdx.x] = folded;
+    if (p.gqa_group == 0xffffffffu) reinterpret_cast<uint32_t*>(p.out)[blockIdx.x * kNumThreads + threadIdx.x] = folded;
 }
 
 }  // namespace kv8

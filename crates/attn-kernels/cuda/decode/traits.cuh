@@ -38,8 +38,12 @@ struct Traits {
 
     // Whether tiles may come as runs: larger variants have no registers for both ways.
     static constexpr bool kRuns = ROW_TILES == 1 || (ROW_TILES == 2 && HEAD_DIM == 128);
-    // Whether a wide scale is looked for before each tile, not after an item that is then done again.
-    static constexpr bool kLooksFirst = !kRuns;
+    // Whether a wide scale is looked for before each tile, not after an item that is then done again: also where there is no register
+    // left for the difference.
+    static constexpr bool kLooksFirst = !kRuns || (HEAD_DIM < 128 && GROUPS == Groups::k16Up);
+
+    // Whether tiles may come as blocks of rows that lie side by side.
+    static constexpr bool kBlocks = kRuns && HEAD_DIM % 128 == 0 && GROUPS != Groups::kAny;
 
     // A lane's share of a K row: units of consecutive channels. See k_channel.
     static constexpr int kKUnitBytes = HEAD_DIM == 96 ? 8 : 16;
@@ -62,7 +66,7 @@ struct Traits {
     static constexpr int kRowSlack = GROUPS == Groups::k8 ? 0 : 4;  // scale rows that start in the middle of a word
     static constexpr int kOddPitch = round_up(HEAD_DIM + kRawRowBytes + kRowSlack, 16) / 16 * 16 +
                                   (round_up(HEAD_DIM + kRawRowBytes + kRowSlack, 16) / 16 % 2 == 0 ? 16 : 0);
-    static constexpr int kScalePitch = round_up(kRawRowBytes + kRowSlack, 16);  // of whole lines
+    static constexpr int kScalePitch = round_up(kRawRowBytes + kRowSlack, kWhole ? 8 : 16);  // of whole lines
     static constexpr int kRowPitch = kWholeLines ? HEAD_DIM : kOddPitch;
     static constexpr int kRowPlaneBytes = kTileTokens * (kWholeLines ? HEAD_DIM + kScalePitch : kOddPitch);
     static constexpr int kRowValuesAt = round_up(kRowPlaneBytes, 128);
@@ -73,12 +77,14 @@ struct Traits {
     // the tile that will take the stage next.
     static constexpr int kMetaAt = kRowValuesAt + kRowPlaneBytes;
     static constexpr int kPagesAt = kMetaAt + 16;
-    static constexpr int kStageBytes = round_up(kPagesAt + kTileTokens * 4, 128);  // bulk copies like whole lines
+    static constexpr int kRunBytes = 2 * kTileTokens * kRecordBytes;  // runs need neither meta nor pages
+    static constexpr int kUsedBytes = kPagesAt + kTileTokens * 4;
+    static constexpr int kStageBytes = round_up(kUsedBytes > kRunBytes ? kUsedBytes : kRunBytes, 128);  // bulk copies like whole lines
 
     // Per warp: the ring, the normalized scales of one plane of one tile and their exponents.
     static constexpr int kNormalAt = kNumStages * kStageBytes;
-    static constexpr int kExponentsAt = kNormalAt + kTileTokens * kNormalPitch;
-    static constexpr int kWarpBytes = round_up(kExponentsAt + kTileTokens * 4, 128);
+    static constexpr int kExponentsAt = kNormalAt + (kWhole ? 0 : kTileTokens * kNormalPitch);
+    static constexpr int kWarpBytes = round_up(kExponentsAt + (kWhole ? 0 : kTileTokens * 4), 128);
 
     // The merge of the warps reuses the rings: nothing that outlives an item, such as the barriers, lies in them.
     static constexpr int kMergePitch = HEAD_DIM + 4;  // floats

@@ -45,6 +45,7 @@ class Case:
         self.magnitude = pick_("usual", "usual", "usual", "mixed", "wide", "tiny")
         self.bad_page = rng.random() < 0.08
         self.heads_per_cta = pick_(1, 1, 2, 4)
+        self.shares = pick_(0, 0, 0, 1, 2, 3, 4, 6, 7, 8, 12, 16)
         self.rng = rng
 
     def __str__(self):
@@ -125,10 +126,12 @@ def run_case(kernels, seed, stats):
         symbols = [f"kv8_stage1_d{case.dim}_gx_sx_n1", f"kv8_stage1_d{case.dim}_gx_sx_n1_f32"]
     for symbol in symbols:
         mma = not symbol.endswith("_f32")
-        out, bound, lse, lse_bound = stats["ref"](case, cache, rows, q, alibi, sinks, scale, mma)
+        arithmetic = "whole" if "_gw_" in symbol else "mma" if mma else "f32"
+        out, bound, lse, lse_bound = stats["ref"](case, cache, rows, q, alibi, sinks, scale, arithmetic)
         runs = []
         for _ in range(2):
-            decode = Decode(kernels, cache, table, case.lens, q, case.out_type, plan, force=symbol, heads_per_cta=case.heads_per_cta, **common)
+            decode = Decode(kernels, cache, table, case.lens, q, case.out_type, plan, force=symbol, heads_per_cta=case.heads_per_cta,
+                            shares=case.shares, **common)
             decode.run()
             runs.append(decode)
         torch.cuda.synchronize()
@@ -164,12 +167,12 @@ def fuzz(kernels, seconds, seed, stop_at=40, quiet=False):
     stats = dict(cases=0, outputs=0, failures=[], by={}, rel={})
     memo = {}
 
-    def ref(case, cache, rows, q, alibi, sinks, scale, mma):
-        key = (case.seed, mma)
+    def ref(case, cache, rows, q, alibi, sinks, scale, arithmetic):
+        key = (case.seed, arithmetic)
         if key not in memo:
             if memo and next(iter(memo))[0] != case.seed:
                 memo.clear()
-            memo[key] = reference(cache, rows, case.lens, q, case.window, case.soft_cap, scale, alibi, sinks, mma)
+            memo[key] = reference(cache, rows, case.lens, q, case.window, case.soft_cap, scale, alibi, sinks, arithmetic)
         return memo[key]
 
     stats["ref"] = ref

@@ -24,14 +24,15 @@ def query_in_shared(row):
 
 def shared_bytes(row):
     d, tiles, stages = row["head_dim"], row["row_tiles"], row["stages"]
-    packed = row["groups"] == "g8"
+    packed, whole = row["groups"] == "g8", row["groups"] == "gw"
     groups = d // {"g16": 16, "gw": d}.get(row["groups"], 8)
     raw = groups * (4 if row["scales"] in ("sf32", "sx") else 2)
     pitch = round_up(d + raw + (0 if packed else 4), 16)
     pitch += 16 if pitch // 16 % 2 == 0 else 0
-    plane = 16 * (d + round_up(raw + (0 if packed else 4), 16)) if d % 128 == 0 else 16 * pitch
-    stage = round_up(round_up(plane, 128) + plane + 16 + 64, 128)
-    warp = round_up(stages * stage + 16 * (round_up(groups * 2, 16) + 16) + 64, 128)
+    plane = 16 * (d + round_up(raw + (0 if packed else 4), 8 if whole else 16)) if d % 128 == 0 else 16 * pitch
+    run = 2 * 16 * round_up(d + raw, 16)
+    stage = round_up(max(round_up(plane, 128) + plane + 16 + 64, run), 128)
+    warp = round_up(stages * stage + (0 if whole else 16 * (round_up(groups * 2, 16) + 16) + 64), 128)
     query = d // 16 * tiles * 256 if query_in_shared(row) else 0
     barriers = 4 * stages * 8
     merge = 4 * 8 * tiles * (d + 4) * 4

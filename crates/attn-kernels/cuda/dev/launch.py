@@ -26,7 +26,7 @@ def call(name, *args):
 
 
 class LaunchAttribute(ctypes.Structure):
-    _fields_ = [("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_char * 60)]
+    _fields_ = [("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_uint * 16)]
 
 
 class LaunchConfig(ctypes.Structure):
@@ -60,9 +60,9 @@ class Kernels:
                 function = ctypes.c_void_p()
                 if cuda.cuModuleGetFunction(ctypes.byref(function), module, symbol.encode()) == 0:
                     shared = self.by_symbol.get(symbol, {}).get("shared_bytes", 0)
-                    if shared > 48 * 1024:
-                        call("cuFuncSetAttribute", function, 8, shared)
                     if shared:
+                        call("cuFuncSetAttribute", function, 8, 232448)
+                        call("cuFuncSetAttribute", function, 14, 1)  # clusters of more than 8
                         call("cuFuncSetAttribute", function, 9, 100)  # prefer shared memory over L1
                     self.functions[symbol] = (function, shared)
                     break
@@ -70,17 +70,24 @@ class Kernels:
                 raise KeyError(symbol)
         return self.functions[symbol]
 
-    def launch(self, symbol, grid, block, params, dependent=False):
+    def launch(self, symbol, grid, block, params, dependent=False, cluster=0, more_shared=0, policy=0):
         function, shared = self.get(symbol)
         config = LaunchConfig()
         config.grid[:] = grid
         config.block[:] = block
-        config.shared = shared
+        config.shared = shared + more_shared
         config.stream = torch.cuda.current_stream().cuda_stream
+        numbers = ctypes.c_uint * 16
+        attributes = []
         if dependent:
-            attribute = LaunchAttribute(6, 0, 1)  # programmatic stream serialization
-            config.attributes = ctypes.pointer(attribute)
-            config.num_attributes = 1
+            attributes.append(LaunchAttribute(6, 0, numbers(1)))  # programmatic stream serialization
+        if cluster > 1:
+            attributes.append(LaunchAttribute(4, 0, numbers(cluster, 1, 1)))
+        if policy:
+            attributes.append(LaunchAttribute(5, 0, numbers(policy)))
+        if attributes:
+            config.attributes = (LaunchAttribute * len(attributes))(*attributes)
+            config.num_attributes = len(attributes)
         buffer = ctypes.create_string_buffer(params, len(params))
         args = (ctypes.c_void_p * 1)(ctypes.addressof(buffer))
         call("cuLaunchKernelEx", ctypes.byref(config), function, args, None)
@@ -224,8 +231,8 @@ class Decode:
     """One decode problem on the device, ready to launch."""
 
     def __init__(self, kernels, cache, table, kv_lens, q, out_type, plan, *, starts=None, row_stride=0, window=0, soft_cap=0.0,
-                 softmax_scale=None, alibi=None, sinks=None, force=None, lse=True, partials=None, heads_per_cta=1, ready=True):
-        self.k, self.cache, self.q = kernels, cache, q
+                 softmax_scale=None, alibi=None, sinks=None, force=None, lse=True, partials=None, heads_per_cta=1, ready=True, shares=0):
+        self.k, self.cache, self.q, self.shares, self.policy = kernels, cache, q, shares, 0
         self.batch, self.q_len, self.q_heads, self.dim = q.shape
         self.out = torch.full(q.shape, float("nan"), dtype=FLOATS[out_type][1], device=DEV)
         self.lse = torch.full(q.shape[:3], float("nan"), device=DEV)
@@ -247,8 +254,8 @@ class Decode:
         self.params = cache.pack(ptr(table), ptr(starts), row_stride) + struct.pack(
             "<12Q", ptr(q), ptr(self.out), ptr(self.lse) if lse else 0, ptr(self.lens), ptr(self.items), ptr(self.worker_starts),
             ptr(self.request_partials), ptr(self.partial_o), ptr(self.partial_ml), ptr(alibi), ptr(sinks), ptr(self.error),
-        ) + struct.pack("<7I2f3I", self.batch, self.q_len, self.q_heads, self.num_workers, q_type, FLOATS[out_type][0], window,
-                        scale, soft_cap, count, int(ready), 0)
+        ) + struct.pack("<7I2f3I", self.batch, self.q_len, self.q_heads, self.q_heads // self.cache.heads, q_type, FLOATS[out_type][0], window,
+                        scale, soft_cap, count, int(ready), shares)
         rows = self.q_heads // cache.heads * self.q_len
         self.symbol = force or pick(kernels, cache, rows)
         row_tiles = kernels.by_symbol[self.symbol]["row_tiles"]
@@ -256,18 +263,26 @@ class Decode:
             heads_per_cta = 1
         self.block = (128 // heads_per_cta, heads_per_cta, 1)
         self.grid = (self.num_workers * cache.heads // heads_per_cta, -(-rows // (8 * row_tiles)), 1)
+        self.more_shared = 0
+        if shares:
+            self.grid = (self.batch * cache.heads // heads_per_cta * shares, *self.grid[1:])
+        if shares > 1:
+            elements = min(rows, 8 * row_tiles) * self.dim // 4
+            self.more_shared = 16 + heads_per_cta * shares * -(-elements // shares) * 24
         total_rows = self.q_heads * self.q_len
         self.grid2 = (min(total_rows, max(1, 132 * 8 // self.batch)), self.batch, 1)
 
     def stage1(self, dependent=False):
-        self.k.launch(self.symbol, self.grid, self.block, self.params, dependent=dependent)
+        self.k.launch(self.symbol, self.grid, self.block, self.params, dependent=dependent, cluster=self.shares,
+                      more_shared=self.more_shared, policy=self.policy)
 
     def stage2(self):
         self.k.launch("kv8_stage2", self.grid2, (self.dim // 4, 8, 1), self.params, dependent=True)
 
     def run(self):
         self.stage1(dependent=True)
-        self.stage2()
+        if not self.shares:
+            self.stage2()
 
 
 def pick(kernels, cache, rows, arithmetic="mma"):

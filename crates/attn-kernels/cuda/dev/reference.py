@@ -9,8 +9,12 @@ from launch import DEV
 U16, U32 = 2.0**-11, 2.0**-24
 
 
-def reference(cache, table_rows, kv_lens, q, window, soft_cap, scale, alibi, sinks, mma):
-    """f64 attention on exactly code * scale, and the a-priori bound of docs/kernel-error.md for each output."""
+def reference(cache, table_rows, kv_lens, q, window, soft_cap, scale, alibi, sinks, arithmetic):
+    """f64 attention on exactly code * scale, and the a-priori bound of docs/kernel-error.md for each output.
+
+    arithmetic: "mma", "whole" (mma of variants whose groups are the whole head) or "f32".
+    """
+    mma, whole = arithmetic != "f32", arithmetic == "whole"
     batch, q_len, q_heads, dim = q.shape
     gqa = q_heads // cache.heads
     out = torch.zeros(q.shape, dtype=torch.float64, device=DEV)
@@ -45,7 +49,11 @@ def reference(cache, table_rows, kv_lens, q, window, soft_cap, scale, alibi, sin
                 mag = torch.einsum("hgd,thd->hgt", qd.abs(), kk.abs()) * scale
                 # f16 operands round q (f32 only) and k, sums of 16 in the tensor core then f32; q and k far below the row's
                 # largest lose an absolute amount.
-                if mma:
+                if whole:
+                    # q as a fixed-point number of its row, integer sums, one scale a row.
+                    tiny = 0.5 / 16319 * qd.abs().amax(-1)[:, :, None] * kk.abs().sum(-1).T[:, None, :] * scale
+                    delta = mag * 6 * U32 + tiny
+                elif mma:
                     u_op = U16 + (U16 if q.dtype == torch.float32 else 0.0) + (U16 if cache.scale == "f32" else 0.0)
                     tiny = (2.0**-39 * qd.abs().amax(-1)[:, :, None] * kk.abs().sum(-1).T[:, None, :]
                             + 2.0**-24 * ks[lo:hi].T[:, None, :] * qd.abs().sum(-1)[:, :, None] * (cache.scale != "f16" or bool((ks[lo:hi] >= 256).any()))) * scale
@@ -84,14 +92,26 @@ def reference(cache, table_rows, kv_lens, q, window, soft_cap, scale, alibi, sin
                 steps = count / 16 + 40
                 u_val = (2 * U16 + (U16 if cache.scale == "f32" else 0.0) + steps * 2.0**-22) if mma else (count + 40) * U32
                 denominator = (1 - pe.sum(-1, keepdim=True)).clamp(min=1e-3)
+                if whole:
+                    u_val = U16 + 2.0**-14 + 2 * steps * 2.0**-22
                 b = (spread / denominator + a * (u_val + (count + 40) * U32)) * 1.02
                 b = b + count * 2.0**-149 * vv.abs().amax(0)[:, None, :] / total
-                if mma:
+                if whole:
+                    # The surplus of 128 in and out again; f16 weights far below the largest; flushed weights.
+                    shares = prob * vs[lo:hi].T[:, None, :]
+                    b = b + 2.0**-13 * shares.sum(-1, keepdim=True) + count * 2.0**-24 * shares.amax(-1, keepdim=True)
+                    b = b + count * 2.0**-125 * vv.abs().amax(0)[:, None, :] / total
+                elif mma:
                     # f16 weights below 2^-14 of 2^8 * the running reference, normalized scales below f16's normal range.
                     top = vv.abs().amax(0)[:, None, :]
                     b = b + count * 2.0**-32 * top / total + 2.0**-24 * (prob * vs[lo:hi].T[:, None, :]).sum(-1, keepdim=True)
                     if cache.scale != "f16" or bool((vs[lo:hi] >= 256).any()):
                         b = b + count * 2.0**-24 * (prob * vs[lo:hi].T[:, None, :]).amax(-1, keepdim=True)
+                    if cache.scale == "f16" and bool((vs[lo:hi] >= 256).any()):
+                        # Such a tile leaves weights 9 bits less room (kWideMargin): the largest may be 1/2, and values that are
+                        # not normalized meet weights that lose 2^-25 of 1.
+                        narrow = torch.where(vs[lo:hi] >= 256, torch.exp2(7 - torch.floor(torch.log2(vs[lo:hi].clamp(min=1.0)))), 1.0)
+                        b = b + count * 2.0**-24 * (vv.abs() * narrow[:, :, None]).amax(0)[:, None, :] / total
                 out[r, i] = o.view(q_heads, dim)
                 bound[r, i] = b.view(q_heads, dim)
                 lse[r, i] = (m[..., 0] + torch.log(total[..., 0])).view(q_heads)

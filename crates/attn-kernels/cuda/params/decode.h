@@ -11,8 +11,8 @@ struct DecodeParams {
     uint64_t out;               // [batch, q_len, num_q_heads, head_dim] of out_type
     uint64_t lse;               // f32 [batch, q_len, num_q_heads], natural log; may be 0
     uint64_t kv_lens;           // u32 [batch], counts the q_len new tokens
-    uint64_t items;             // WorkItem [worker_starts[num_workers]]
-    uint64_t worker_starts;     // u32 [num_workers + 1]
+    uint64_t items;             // WorkItem, of all workers
+    uint64_t worker_starts;     // u32 [workers + 1]
     uint64_t request_partials;  // u32 [batch + 1]
     uint64_t partial_o;         // f32 [num_partials, num_q_heads, q_len, head_dim]
     uint64_t partial_ml;        // f32 [num_partials, num_q_heads, q_len, 2] = (m in base 2, l)
@@ -22,7 +22,7 @@ struct DecodeParams {
     uint32_t batch;
     uint32_t q_len;
     uint32_t num_q_heads;
-    uint32_t num_workers;
+    uint32_t gqa_group;         // query heads a kv head
     uint32_t q_type;            // FloatType
     uint32_t out_type;          // FloatType
     uint32_t window;            // 0 = none, else tokens visible including the query's own
@@ -30,7 +30,7 @@ struct DecodeParams {
     float soft_cap;             // 0 = none
     uint32_t partial_capacity;  // partials that partial_o and partial_ml hold
     uint32_t tables_ready;      // 1: plan, lengths and page table were complete before the kernel before this one began
-    uint32_t reserved;
+    uint32_t num_shares;        // 0: by the plan. Else CTAs of a cluster, which take one request and need no plan
 };
 static_assert(sizeof(DecodeParams) == sizeof(PagedCache) + 12 * 8 + 12 * 4);
 

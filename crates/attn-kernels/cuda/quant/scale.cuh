@@ -17,13 +17,15 @@ __device__ __forceinline__ float scale_bits_to_f32(uint32_t bits, uint32_t type)
 // Bits of the scale for a group whose largest magnitude is amax (finite). May encode infinity: then the scale overflowed.
 __device__ __forceinline__ uint32_t round_up_scale(float amax, uint32_t type) {
     if (amax == 0.0f) return 0u;
-    const float quotient = __fdiv_rn(amax, 127.0f);
     uint32_t bits;
     bool below;
     if (type == kScaleF32) {
+        const float quotient = __fdiv_rn(amax, 127.0f);
         bits = __float_as_uint(quotient);
         below = __fmaf_rn(quotient, 127.0f, -amax) < 0.0f;
     } else {
+        // An error of an ulp of f32 moves the rounding only at the middle between two neighbours, where the sum below is made.
+        const float quotient = __fmul_rn(amax, 1.0f / 127.0f);
         bits = type == kScaleF16 ? __half_as_ushort(__float2half_rn(quotient))
                                  : __bfloat16_as_ushort(__float2bfloat16_rn(quotient));
         below = __fmul_rn(scale_bits_to_f32(bits, type), 127.0f) < amax;
@@ -53,9 +55,8 @@ __device__ __forceinline__ uint2 round_codes(const float (&x)[8], float scale) {
     float farthest = 0.0f;  // from a whole number
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-        const float quotient = __fmul_rn(x[i], inverse);
-        const float rounded = __fadd_rn(quotient, kRounder);
-        farthest = fmaxf(farthest, fabsf(quotient - __fsub_rn(rounded, kRounder)));
+        const float rounded = __fmaf_rn(x[i], inverse, kRounder);
+        farthest = fmaxf(farthest, fabsf(__fmaf_rn(x[i], inverse, -__fsub_rn(rounded, kRounder))));
         codes[i] = __float_as_uint(rounded);
     }
     if (mutant(20) || mutant(21) || !(farthest < 0.49993f) || !(scale > 1e-30f && scale < 1e30f)) {

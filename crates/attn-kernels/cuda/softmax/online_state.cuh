@@ -5,7 +5,8 @@
 // 2^kBias more of it than with the maximum itself, and the output is rescaled rarely.
 // The value of a token may carry a power of two (its scales were normalized). Where exponents span more than f32 can bridge
 // (SPLIT), out has a whole exponent of its own: out += 2^((s - reference) + (exponent - out_exponent)) * value. The sums are
-// taken in that order because a large s would swallow the exponents.
+// taken in that order because a large s would swallow the exponents. With SPLIT the exponent need not be whole: it may be the
+// logarithm of a scale that is a factor of the value.
 #pragma once
 #include <cfloat>
 
@@ -41,13 +42,14 @@ struct OnlineState {
 
     static __device__ __forceinline__ float power(float x) { return EXACT ? exp2f(x) : ptx::ex2_approx_ftz(x); }
 
-    // Turns scores (masked ones -inf) into weights, in place. exponents: of this lane's two tokens, if `shifted` (warp-uniform).
+    // Turns scores (masked ones -inf) into weights, in place. shifts: exponents of this lane's two tokens, if `shifted`
+    // (warp-uniform).
     template <int OUT_TILES>
-    __device__ __forceinline__ void update(float (&scores)[ROW_TILES][4], bool shifted, const int (&exponents)[2],
+    __device__ __forceinline__ void update(float (&scores)[ROW_TILES][4], bool shifted, const float (&shifts)[2],
                                            float (&out)[OUT_TILES][ROW_TILES][4]) {
         const float margin = !SPLIT && shifted ? kWideMargin : 0.0f;
         const float headroom = kHeadroom - margin;
-        const float shift[2] = {SPLIT ? static_cast<float>(exponents[0]) : 0.0f, SPLIT ? static_cast<float>(exponents[1]) : 0.0f};
+        const float shift[2] = {SPLIT ? shifts[0] : 0.0f, SPLIT ? shifts[1] : 0.0f};
         bool rises = false;
 #pragma unroll
         for (int tile = 0; tile < ROW_TILES; ++tile) {
@@ -73,7 +75,7 @@ struct OnlineState {
 #pragma unroll
             for (int tile = 0; tile < ROW_TILES; ++tile) {
 #pragma unroll
-                for (int e = 0; e < 4; ++e) scores[tile][e] *= power_of_two(exponents[e / 2]);
+                for (int e = 0; e < 4; ++e) scores[tile][e] *= power_of_two(static_cast<int>(shifts[e / 2]));
             }
         }
     }
@@ -96,7 +98,8 @@ struct OnlineState {
                     const float out_top = column_max(fmaxf((s0 - now) + shift[0], (s1 - now) + shift[1]));
                     const float carried = fall + out_exponent[tile][j];
                     if (fall < 0.0f || out_top > out_exponent[tile][j] + kHeadroom) {
-                        out_exponent[tile][j] = rintf(fmaxf(carried, out_top - kBias));
+                        // Values that are all zero leave it where it began, and the difference below a number.
+                        out_exponent[tile][j] = rintf(fmaxf(fmaxf(carried, -FLT_MAX), out_top - kBias));
                     }
                     factor[j] = carried - out_exponent[tile][j];
                 }

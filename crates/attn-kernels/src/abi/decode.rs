@@ -18,9 +18,9 @@ pub struct DecodeParams {
     pub lse: u64,
     /// u32 `[batch]`, counts the `q_len` new tokens.
     pub kv_lens: u64,
-    /// `WorkItem [worker_starts[num_workers]]`.
+    /// `WorkItem`, of all workers.
     pub items: u64,
-    /// u32 `[num_workers + 1]`.
+    /// u32 `[workers + 1]`.
     pub worker_starts: u64,
     /// u32 `[batch + 1]`.
     pub request_partials: u64,
@@ -40,8 +40,8 @@ pub struct DecodeParams {
     pub q_len: u32,
     /// Query heads; a multiple of `cache.num_kv_heads`.
     pub num_q_heads: u32,
-    /// Ranges of the plan.
-    pub num_workers: u32,
+    /// Query heads a kv head.
+    pub gqa_group: u32,
     /// A [`FloatType`](kv_quant::FloatType).
     pub q_type: u32,
     /// A [`FloatType`](kv_quant::FloatType).
@@ -56,12 +56,12 @@ pub struct DecodeParams {
     pub partial_capacity: u32,
     /// 1: the plan, the lengths and the page table were complete before the kernel before stage 1 began; else 0.
     pub tables_ready: u32,
-    /// 0.
-    pub reserved: u32,
+    /// 0: by the plan. Else blocks of a cluster, which share out one request.
+    pub num_shares: u32,
 }
 assert_layout!(DecodeParams, size 184 + 12 * 8 + 12 * 4, align 8, {
     cache @ 0, q @ 184, out @ 192, lse @ 200, kv_lens @ 208, items @ 216, worker_starts @ 224,
     request_partials @ 232, partial_o @ 240, partial_ml @ 248, alibi_slopes @ 256, sinks @ 264, error @ 272,
-    batch @ 280, q_len @ 284, num_q_heads @ 288, num_workers @ 292, q_type @ 296, out_type @ 300,
-    window @ 304, softmax_scale @ 308, soft_cap @ 312, partial_capacity @ 316, tables_ready @ 320, reserved @ 324,
+    batch @ 280, q_len @ 284, num_q_heads @ 288, gqa_group @ 292, q_type @ 296, out_type @ 300,
+    window @ 304, softmax_scale @ 308, soft_cap @ 312, partial_capacity @ 316, tables_ready @ 320, num_shares @ 324,
 });

@@ -13,6 +13,8 @@ use crate::key;
 
 /// Threads of a block; `kAppendThreads` in `cuda/append/append.cuh`.
 const APPEND_THREADS: u32 = 256;
+/// Blocks of append a multiprocessor: twice what it holds. More blocks would each begin without rows on the way.
+const APPEND_BLOCKS_PER_SM: u32 = 8;
 /// Threads of a block; `kStreamThreads` in `cuda/decode/stream.cuh`.
 const STREAM_THREADS: u32 = 512;
 
@@ -119,7 +121,10 @@ impl CacheKernels {
             num_tokens,
             input_type: args.input_type as u32,
         };
-        let shape = pair_shape(&cache, num_tokens)?;
+        let mut shape = pair_shape(&cache, num_tokens)?;
+        // Its blocks stride over the pairs.
+        let enough = self.append.device().facts().num_sms.max(1) * APPEND_BLOCKS_PER_SM;
+        shape.grid[0] = shape.grid[0].min(enough);
         // SAFETY: the struct is the twin of the kernel's, and every array in it was checked against the shapes; slots
         // out of range are reported by the kernel and not followed.
         unsafe { self.append.launch(shape, &params, Order::AfterPrevious, stream) }
@@ -166,7 +171,7 @@ fn pair_shape(cache: &PagedCache, num_tokens: u32) -> Result<LaunchShape, Device
     let blocks = u32::try_from(blocks).map_err(|_| DeviceError::Launch {
         what: format!("{num_tokens} tokens are too many for one launch"),
     })?;
-    Ok(LaunchShape { grid: [blocks, 1, 1], block: [APPEND_THREADS, 1], shared_bytes: 0 })
+    Ok(LaunchShape { grid: [blocks, 1, 1], block: [APPEND_THREADS, 1], shared_bytes: 0, cluster: 1 })
 }
 
 /// Plain streams over memory: what the device can read, and copy.
@@ -208,7 +213,8 @@ impl StreamKernels {
         let params =
             StreamParams { src: src.address(), dst: dst.address(), num_vectors: src.len_bytes() / 16 };
         let blocks = kernel.device().facts().num_sms * kernel.blocks_per_sm(STREAM_THREADS, 0)?.max(1);
-        let shape = LaunchShape { grid: [blocks, 1, 1], block: [STREAM_THREADS, 1], shared_bytes: 0 };
+        let shape =
+            LaunchShape { grid: [blocks, 1, 1], block: [STREAM_THREADS, 1], shared_bytes: 0, cluster: 1 };
         // SAFETY: the struct is the twin of the kernel's; both arrays have that many vectors, or are not written.
         unsafe { kernel.launch(shape, &params, Order::AfterPrevious, stream) }
     }

@@ -1,12 +1,12 @@
 //! Decode: stage 1 over the work items of a plan, stage 2 over its partials.
 
-use attn_plan::DecodeSpec;
+use attn_plan::{DecodeSpec, MAX_SHARES, SplitConfig};
 
 use super::cache::{CacheArgs, array_bytes, need};
 use super::error::DeviceError;
 use super::launch::{LaunchShape, Order};
 use super::memory::DeviceView;
-use super::module::{Kernel, Kernels};
+use super::module::{CLUSTER_VERSION, Kernel, Kernels};
 use super::stream::Stream;
 use crate::abi::{DecodeParams, PagedCache, WorkItem};
 use crate::key::{self, Arithmetic, Instance, KernelKind, KeyQuery, STAGE1_THREADS};
@@ -15,6 +15,20 @@ use crate::key::{self, Arithmetic, Instance, KernelKind, KeyQuery, STAGE1_THREAD
 const MERGE_LANES: u32 = 8;
 /// Channels of a thread of stage 2.
 const MERGE_CHANNELS: u32 = 4;
+
+/// Tokens of a tile at which shares are cut; `kShareTile` in `cuda/decode/inbox.cuh`.
+const SHARE_TILE: u32 = 64;
+
+/// Shared memory of a block, behind the variant's own, in which the shares of a request meet: `Inbox` in
+/// `cuda/decode/inbox.cuh`.
+fn inbox_bytes(instance: &Instance, spec: &DecodeSpec, num_shares: u32, heads_per_block: u32) -> u32 {
+    if num_shares < 2 {
+        return 0;
+    }
+    let num_rows = (spec.gqa_group() * spec.q_len).min(instance.key.rows());
+    let elements = num_rows * spec.head_dim / MERGE_CHANNELS;
+    16 + heads_per_block * elements.next_multiple_of(num_shares) * 24
+}
 
 /// What one decode reads and writes. All lengths are checked against the shapes; what stands in `kv_lens`, the plan and
 /// the page table is the caller's word (page indices out of range are reported, not followed).
@@ -67,6 +81,9 @@ pub struct PlanArgs {
     /// kv heads of a block: 1, 2 or 4, dividing the kv heads, at most the variant's `max_heads`. The four warps of a block
     /// are shared out among them.
     pub heads_per_block: u32,
+    /// 0: by the items. Else the blocks of a cluster, which share out one request and merge it: the arrays above are not read
+    /// then, and lengths may change under a captured graph without a new plan. See [`Decoder::num_shares`].
+    pub num_shares: u32,
     /// Whether some request has partials. False saves the launch of stage 2; a graph that is to serve any plan says true.
     pub has_partials: bool,
 }
@@ -79,6 +96,8 @@ pub struct Decoder {
     instance: &'static Instance,
     row_blocks: u32,
     blocks_per_sm: u32,
+    /// 1 where the code has no clusters.
+    most_shares: u32,
 }
 
 impl Kernels {
@@ -106,7 +125,29 @@ impl Kernels {
         let stage1 = self.get(&instance.key.to_string())?;
         let blocks_per_sm = stage1.blocks_per_sm(STAGE1_THREADS, instance.shared_bytes)?;
         let row_blocks = (spec.gqa_group() * spec.q_len).div_ceil(instance.key.rows());
-        Ok(Decoder { stage1, stage2: self.get("kv8_stage2")?, instance, row_blocks, blocks_per_sm })
+        let has_clusters = instance.key.kind == KernelKind::Stage1
+            && stage1.facts().ptx_version >= CLUSTER_VERSION
+            && self.device().facts().sm >= CLUSTER_VERSION;
+        let most_shares = if has_clusters {
+            let shape = LaunchShape {
+                grid: [MAX_SHARES, row_blocks, 1],
+                block: [STAGE1_THREADS, 1],
+                shared_bytes: instance.shared_bytes
+                    + inbox_bytes(instance, spec, MAX_SHARES, instance.max_heads),
+                cluster: 1,
+            };
+            stage1.most_in_cluster(shape).min(MAX_SHARES)
+        } else {
+            1
+        };
+        Ok(Decoder {
+            stage1,
+            stage2: self.get("kv8_stage2")?,
+            instance,
+            row_blocks,
+            blocks_per_sm,
+            most_shares,
+        })
     }
 }
 
@@ -136,6 +177,20 @@ impl Decoder {
         [4, 2].into_iter().find(|heads| *heads <= room && num_kv_heads.is_multiple_of(*heads)).unwrap_or(1)
     }
 
+    /// The most shares of a request that a launch can have; 0 where the code has no clusters, and every plan runs by its items.
+    #[must_use]
+    pub fn most_shares(&self) -> u32 {
+        if self.most_shares > 1 { self.most_shares } else { 0 }
+    }
+
+    /// How a plan of this config is launched: its shares, or 0, by its items, where the device has no such clusters or the
+    /// plan's tiles are not the kernel's. The result is the same but for the last bits.
+    #[must_use]
+    pub fn num_shares(&self, split: &SplitConfig) -> u32 {
+        let fits = split.num_shares <= self.most_shares() && split.tile_len == SHARE_TILE;
+        if fits { split.num_shares } else { 0 }
+    }
+
     /// Queues stage 1 and, if there are partials, stage 2. Neither allocates nor waits; can be captured.
     ///
     /// # Errors
@@ -150,13 +205,13 @@ impl Decoder {
         // the shapes that the kernels derive their accesses from.
         unsafe {
             self.stage1.launch(
-                self.stage1_shape(&params, args.plan.heads_per_block),
+                self.stage1_shape(&params, args),
                 &params,
                 // Stage 1 waits for the kernel before it itself, and so does stage 2: their blocks can be in place before.
                 Order::Overlapping,
                 stream,
             )?;
-            if args.plan.has_partials {
+            if args.plan.has_partials && args.plan.num_shares == 0 {
                 self.stage2.launch(self.stage2_shape(&params), &params, Order::Overlapping, stream)?;
             }
         }
@@ -164,15 +219,15 @@ impl Decoder {
     }
 
     /// Grid of stage 1; the index is taken apart in `cuda/decode/stage1.cuh`.
-    fn stage1_shape(&self, params: &DecodeParams, heads_per_block: u32) -> LaunchShape {
+    fn stage1_shape(&self, params: &DecodeParams, args: &DecodeArgs<'_>) -> LaunchShape {
+        let PlanArgs { heads_per_block, num_shares, .. } = args.plan;
+        let workers = if num_shares > 0 { args.batch.saturating_mul(num_shares) } else { args.plan.num_workers };
+        let inbox = inbox_bytes(self.instance, args.spec, num_shares, heads_per_block);
         LaunchShape {
-            grid: [
-                params.num_workers.saturating_mul(params.cache.num_kv_heads / heads_per_block),
-                self.row_blocks,
-                1,
-            ],
+            grid: [workers.saturating_mul(params.cache.num_kv_heads / heads_per_block), self.row_blocks, 1],
             block: [STAGE1_THREADS / heads_per_block, heads_per_block],
-            shared_bytes: self.instance.shared_bytes,
+            shared_bytes: self.instance.shared_bytes + inbox,
+            cluster: num_shares.max(1),
         }
     }
 
@@ -184,6 +239,7 @@ impl Decoder {
             grid: [rows.min(enough.div_ceil(params.batch)).max(1), params.batch, 1],
             block: [params.cache.head_dim / MERGE_CHANNELS, MERGE_LANES],
             shared_bytes: 0,
+            cluster: 1,
         }
     }
 
@@ -207,6 +263,9 @@ impl Decoder {
                 "{heads} heads a block; 1, 2 or 4, at most {}, dividing the {} kv heads",
                 self.instance.max_heads, cache.num_kv_heads
             ));
+        }
+        if plan.num_shares > self.most_shares() {
+            return refuse(format!("{} shares; at most {} here", plan.num_shares, self.most_shares()));
         }
         let row_blocks = (spec.gqa_group() * spec.q_len).div_ceil(self.instance.key.rows());
         if row_blocks != self.row_blocks {
@@ -256,7 +315,7 @@ impl Decoder {
             batch: args.batch,
             q_len: spec.q_len,
             num_q_heads: spec.num_q_heads,
-            num_workers: plan.num_workers,
+            gqa_group: spec.num_q_heads / spec.num_kv_heads,
             q_type: spec.q_type as u32,
             out_type: spec.out_type as u32,
             // The kernels count positions in i32: a window beyond that hides nothing.
@@ -265,7 +324,7 @@ impl Decoder {
             soft_cap: spec.soft_cap.unwrap_or(0.0),
             partial_capacity: u32::try_from(capacity).unwrap_or(u32::MAX - 1),
             tables_ready: args.tables_ready.into(),
-            reserved: 0,
+            num_shares: plan.num_shares,
         })
     }
 }

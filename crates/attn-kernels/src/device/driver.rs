@@ -74,6 +74,11 @@ unsafe extern "C" {
         block_threads: c_int,
         dynamic_shared_bytes: usize,
     ) -> u32;
+    pub fn cuOccupancyMaxPotentialClusterSize(
+        blocks: *mut c_int,
+        function: Handle,
+        config: *const LaunchConfig,
+    ) -> u32;
     pub fn cuLaunchKernel(
         function: Handle,
         grid_x: u32,

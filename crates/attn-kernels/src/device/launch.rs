@@ -16,6 +16,8 @@ pub struct LaunchShape {
     pub block: [u32; 2],
     /// Dynamic shared memory of a block, in bytes.
     pub shared_bytes: u32,
+    /// Blocks along x that run at once and reach each other's shared memory; 1: none do.
+    pub cluster: u32,
 }
 
 /// When a launch may begin.
@@ -39,7 +41,8 @@ pub(crate) struct LaunchConfig {
     num_attributes: u32,
 }
 
-/// `CUlaunchAttribute`: a number, and a value of 64 bytes of which this one uses the first four.
+/// `CUlaunchAttribute`: a number, and a value of 64 bytes of which those here use the first words.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct LaunchAttribute {
     id: u32,
@@ -49,6 +52,15 @@ pub(crate) struct LaunchAttribute {
 
 const _: () = assert!(size_of::<LaunchAttribute>() == 72 && size_of::<LaunchConfig>() == 56);
 
+impl LaunchAttribute {
+    fn new(id: u32, words: &[u32]) -> Self {
+        let mut value = [0; 16];
+        value.iter_mut().zip(words).for_each(|(to, from)| *to = *from);
+        Self { id, _pad: 0, value }
+    }
+}
+
+const CLUSTER_DIMENSION: u32 = 4;
 const PROGRAMMATIC_STREAM_SERIALIZATION: u32 = 6;
 /// First version in which such launches can be captured into a graph.
 const OVERLAP_DRIVER: u32 = 12_030;
@@ -82,20 +94,23 @@ impl Kernel {
         let _current = device.enter()?;
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast()];
         let facts = device.facts();
-        if order == Order::Overlapping && facts.sm >= OVERLAP_SM && facts.driver_version >= OVERLAP_DRIVER {
-            let mut value = [0; 16];
-            value[0] = 1;
-            let mut attribute = LaunchAttribute { id: PROGRAMMATIC_STREAM_SERIALIZATION, _pad: 0, value };
+        let overlaps =
+            order == Order::Overlapping && facts.sm >= OVERLAP_SM && facts.driver_version >= OVERLAP_DRIVER;
+        if overlaps || shape.cluster > 1 {
+            let cluster = LaunchAttribute::new(CLUSTER_DIMENSION, &[shape.cluster, 1, 1]);
+            let overlap = LaunchAttribute::new(PROGRAMMATIC_STREAM_SERIALIZATION, &[1]);
+            // Those that are wanted come first.
+            let mut attributes = if shape.cluster > 1 { [cluster, overlap] } else { [overlap, cluster] };
             let config = LaunchConfig {
                 grid: shape.grid,
                 block: [shape.block[0], shape.block[1], 1],
                 shared_bytes: shape.shared_bytes,
                 stream: stream.handle(),
-                attributes: &raw mut attribute,
-                num_attributes: 1,
+                attributes: attributes.as_mut_ptr(),
+                num_attributes: u32::from(overlaps) + u32::from(shape.cluster > 1),
             };
             let (config, function) = (&raw const config, self.handle());
-            // SAFETY: as below; the configuration and its one attribute live through the call.
+            // SAFETY: as below; the configuration and its attributes live through the call.
             let code = unsafe {
                 driver::cuLaunchKernelEx(config, function, arguments.as_mut_ptr(), std::ptr::null_mut())
             };
@@ -122,6 +137,26 @@ impl Kernel {
         device.check("cuLaunchKernel", code)
     }
 
+    /// The most blocks that a cluster of a launch of this shape can have on this device, by the driver; 1 where the driver
+    /// does not know.
+    pub(super) fn most_in_cluster(&self, shape: LaunchShape) -> u32 {
+        let Ok(_current) = self.device().enter() else { return 1 };
+        let config = LaunchConfig {
+            grid: shape.grid,
+            block: [shape.block[0], shape.block[1], 1],
+            shared_bytes: shape.shared_bytes,
+            stream: std::ptr::null_mut(),
+            attributes: std::ptr::null_mut(),
+            num_attributes: 0,
+        };
+        let mut blocks = 0;
+        // SAFETY: writes one integer; the function is of a loaded module and the configuration lives through the call.
+        let code = unsafe {
+            driver::cuOccupancyMaxPotentialClusterSize(&raw mut blocks, self.handle(), &raw const config)
+        };
+        if code == 0 { u32::try_from(blocks).unwrap_or(1).max(1) } else { 1 }
+    }
+
     fn check_shape(&self, shape: LaunchShape) -> Result<(), DeviceError> {
         let facts = self.facts();
         let refuse = |what: String| Err(DeviceError::Launch { what: format!("{}: {what}", self.symbol()) });
@@ -130,6 +165,9 @@ impl Kernel {
             return refuse(format!(
                 "grid {x} x {y} x {z}; at most {MAX_GRID_X} x {MAX_GRID_YZ} x {MAX_GRID_YZ}, none 0"
             ));
+        }
+        if shape.cluster == 0 || !x.is_multiple_of(shape.cluster) {
+            return refuse(format!("clusters of {} blocks in a grid of {x}", shape.cluster));
         }
         let threads = u64::from(shape.block[0]) * u64::from(shape.block[1]);
         if threads == 0 || threads > u64::from(facts.max_block_threads) {

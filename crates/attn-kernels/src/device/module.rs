@@ -14,6 +14,11 @@ use super::error::DeviceError;
 use crate::image::{self, ImageError, Unit};
 use crate::probe::Unavailable;
 
+/// The first virtual architecture that has clusters.
+pub(super) const CLUSTER_VERSION: u32 = 90;
+/// `CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED`.
+const NON_PORTABLE_CLUSTER_SIZE_ALLOWED: u32 = 14;
+
 const CUDA_ERROR_NO_BINARY_FOR_GPU: u32 = 209;
 const CUDA_ERROR_NOT_FOUND: u32 = 500;
 const CUDA_ERROR_UNSUPPORTED_PTX_VERSION: u32 = 222;
@@ -55,6 +60,8 @@ pub struct KernelFacts {
     pub max_block_threads: u32,
     /// Architecture of the machine code in use, major * 10 + minor.
     pub binary_version: u32,
+    /// Virtual architecture that it was compiled for, major * 10 + minor: less than the other where the driver translated PTX.
+    pub ptx_version: u32,
 }
 
 /// One function of the image, ready to launch.
@@ -155,6 +162,12 @@ impl Kernels {
         let which = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as u32;
         // SAFETY: the function is of a loaded module.
         device.check("cuFuncSetAttribute", unsafe { driver::cuFuncSetAttribute(handle, which, most) })?;
+        let ptx_version = attribute(Attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)?;
+        if ptx_version >= CLUSTER_VERSION {
+            // Clusters of more than eight blocks; a driver that refuses this has smaller ones.
+            // SAFETY: the function is of a loaded module.
+            let _ = unsafe { driver::cuFuncSetAttribute(handle, NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1) };
+        }
         let facts = KernelFacts {
             registers: attribute(Attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
             static_shared_bytes,
@@ -162,6 +175,7 @@ impl Kernels {
             local_bytes: attribute(Attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
             max_block_threads: attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
             binary_version: attribute(Attribute::CU_FUNC_ATTRIBUTE_BINARY_VERSION)?,
+            ptx_version,
         };
         Ok(Kernel { device: device.clone(), handle: FunctionHandle(handle), symbol: symbol.into(), facts })
     }

@@ -163,6 +163,7 @@ fn check(case: &mut Case) {
             worker_starts: worker_starts.view(),
             request_partials: request_partials.view(),
             num_workers: 7,
+            num_shares: 0,
             heads_per_block: 1,
             has_partials: plan.num_partials() > 0,
         },

@@ -1,6 +1,7 @@
 //! One profile of a made-up GPU.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+use attn_plan::SplitConfig;
 use attn_tune::{Level, Machine, Shape, Source, StaticKey, Tuner};
 
 pub const PROFILE: &str = include_str!("../data/a-gpu.toml");
@@ -17,7 +18,7 @@ pub fn machine() -> Machine {
 }
 
 pub fn shape() -> Shape {
-    Shape { blocks_per_sm: 3, max_heads_per_block: 4, row_blocks: 1, row_bytes: 320 }
+    Shape { blocks_per_sm: 3, max_heads_per_block: 4, row_blocks: 1, row_bytes: 320, most_shares: 16 }
 }
 
 pub fn source(text: &str) -> Source {
@@ -30,4 +31,9 @@ pub fn tuner(text: &str) -> Tuner {
 
 pub fn key(name: &str) -> StaticKey {
     name.parse().unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A split without the numbers that only deal items out to workers: what is left, fields to come included, changes bits.
+pub fn what_changes_bits(split: &SplitConfig) -> SplitConfig {
+    SplitConfig { num_workers: 1, item_overhead: 0, min_split_tiles: 1, ..*split }
 }

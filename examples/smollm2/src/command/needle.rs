@@ -4,7 +4,6 @@ use crate::accuracy::open;
 use crate::cache::{CacheKind, ModelCache};
 use crate::generate::prefill;
 use crate::model::Model;
-use crate::sample::argmax;
 use crate::text::Text;
 use crate::transform::SmoothKeys;
 use crate::vocabulary::Vocabulary;
@@ -17,7 +16,7 @@ use serde::Serialize;
 /// The fact, and the question whose continuation it is.
 const FACT: &str = "\n\nThe secret number of the old lighthouse is 48213.\n\n";
 const QUESTION: &str = "\n\nThe secret number of the old lighthouse is";
-const ANSWER: &str = "48213";
+const ANSWER: &str = " 48213";
 /// Where the fact stands, in percent of the prompt.
 const DEPTHS: [usize; 5] = [0, 25, 50, 75, 95];
 
@@ -26,8 +25,19 @@ const DEPTHS: [usize; 5] = [0, 25, 50, 75, 95];
 pub(super) struct Row {
     cache: String,
     tokens: usize,
-    /// By depth, in percent.
-    found: Vec<(usize, bool)>,
+    /// By depth.
+    depths: Vec<Depth>,
+}
+
+/// What becomes of the fact at one depth.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Depth {
+    /// In percent of the prompt.
+    percent: usize,
+    /// Whether the number is the greedy continuation.
+    found: bool,
+    /// How far the number's tokens are ahead of the likeliest others, the closest of them: a difference of logits.
+    margin: f32,
 }
 
 /// Tries every cache on every length and depth.
@@ -64,50 +74,55 @@ pub(super) fn run(
             let head_dim = model.config().head_dim;
             cache.transforms.push(Box::new(SmoothKeys { offsets: Vec::new(), rotate: true, head_dim }));
         }
+        let number = vocabulary.encode(ANSWER)?;
         for &len in lens {
             let hay_len = len.saturating_sub(fact.len() + question.len());
             let hay = filler
                 .get(..hay_len)
                 .with_context(|| format!("{} has fewer than {len} tokens", text.name))?;
-            let mut found = Vec::new();
+            let mut depths = Vec::new();
             let shared = cache.pool().allocate();
             let mut read = 0;
-            for depth in DEPTHS {
+            for percent in DEPTHS {
                 // What lies above the fact is read once for all depths.
-                let above = hay.len() * depth / 100;
+                let above = hay.len() * percent / 100;
                 prefill(model, &mut cache, shared, hay.get(read..above).unwrap_or_default())?;
                 read = above;
                 let below = [&fact, hay.get(above..).unwrap_or_default(), &question].concat();
                 let sequence = cache.pool().fork(shared, above as u32)?;
-                let answer = answer(model, vocabulary, &mut cache, sequence, &below)?;
+                let margin = margin(model, &mut cache, sequence, &below, &number)?;
                 cache.pool().free(sequence)?;
-                found.push((depth, answer.contains(ANSWER)));
+                depths.push(Depth { percent, found: margin > 0.0, margin });
                 bar.inc(1);
             }
             cache.pool().free(shared)?;
-            rows.push(Row { cache: name.clone(), tokens: len, found });
+            rows.push(Row { cache: name.clone(), tokens: len, depths });
         }
     }
     bar.finish_and_clear();
     Ok(rows)
 }
 
-/// The greedy continuation of a sequence after `tokens`, long enough for the number.
-fn answer(
+/// How far the tokens of `expected` are ahead of all others after `tokens`, the closest of them: above 0 it is the greedy
+/// continuation.
+fn margin(
     model: &Model,
-    vocabulary: &Vocabulary,
     cache: &mut ModelCache<'_>,
     sequence: SequenceId,
     tokens: &[u32],
-) -> Result<String> {
+    expected: &[u32],
+) -> Result<f32> {
     let mut hidden = prefill(model, cache, sequence, tokens)?;
-    let mut answer = Vec::new();
-    for _ in 0..8 {
-        let token = argmax(&model.logits(&hidden)?) as u32;
-        answer.push(token);
+    let mut margin = f32::INFINITY;
+    for &token in expected {
+        let mut logits = model.logits(&hidden)?;
+        let at = logits.get_mut(token as usize).context("the number has a token beyond the vocabulary")?;
+        let own = std::mem::replace(at, f32::NEG_INFINITY);
+        let other = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        margin = margin.min(own - other);
         hidden = prefill(model, cache, sequence, &[token])?;
     }
-    vocabulary.decode(&answer)
+    Ok(margin)
 }
 
 /// As a table for people.
@@ -119,7 +134,11 @@ pub(super) fn table(rows: &[Row]) -> String {
     table.set_header(header);
     for row in rows {
         let mut cells = vec![row.cache.clone(), row.tokens.to_string()];
-        cells.extend(row.found.iter().map(|(_, found)| if *found { "found" } else { "-" }.to_owned()));
+        cells.extend(
+            row.depths
+                .iter()
+                .map(|depth| format!("{} {:+.1}", if depth.found { "found" } else { "not" }, depth.margin)),
+        );
         table.add_row(cells);
     }
     table.to_string()
@@ -130,9 +149,15 @@ pub(super) fn losses(rows: &[Row]) -> Vec<String> {
     let reference = |tokens| rows.iter().find(|r| r.tokens == tokens && r.cache.starts_with("f32"));
     let lost = |row: &Row| -> Vec<String> {
         let Some(reference) = reference(row.tokens) else { return Vec::new() };
-        let pairs = row.found.iter().zip(&reference.found);
-        let lost = pairs.filter(|(this, reference)| reference.1 && !this.1);
-        lost.map(|(this, _)| format!("{} at {} tokens, depth {} %", row.cache, row.tokens, this.0)).collect()
+        let pairs = row.depths.iter().zip(&reference.depths);
+        let lost = pairs.filter(|(this, reference)| reference.found && !this.found);
+        lost.map(|(this, reference)| {
+            format!(
+                "{} at {} tokens, depth {} %: margin {:+.2}, f32 {:+.2}",
+                row.cache, row.tokens, this.percent, this.margin, reference.margin
+            )
+        })
+        .collect()
     };
     rows.iter().flat_map(lost).collect()
 }

@@ -1,7 +1,7 @@
 //! Graphs of launches over rotating tables, timed by events.
 
-use super::case::Case;
-use super::data::gaussians;
+use crate::bench::case::Case;
+use crate::bench::inputs::{self, Patterns, gaussians};
 use anyhow::{Context, Result};
 use attn_backend::cuda_tuner;
 use attn_kernels::device::{
@@ -11,11 +11,9 @@ use attn_kernels::device::{
 use attn_tune::{Level, Tuner};
 use cpu_reference::case::Rng;
 use kv_quant::FloatType;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-/// Pools rotate through this many times the L2.
-const L2_TIMES: u64 = 5;
-/// A graph should run at least this long, so that its launch does not show.
-const GRAPH_MICROSECONDS: f64 = 600.0;
 /// Bytes of the streams that measure bandwidth.
 const STREAM_BYTES: usize = 4 << 30;
 
@@ -29,6 +27,8 @@ pub struct Bench<'a> {
     pub num_samples: usize,
     pub tuner: Tuner,
     pub gpu: String,
+    /// Shared, so that inputs can be made while the device is measured.
+    pub patterns: Arc<Patterns>,
     pub read_gb_per_s: f64,
     pub copy_gb_per_s: f64,
 }
@@ -56,6 +56,7 @@ impl<'a> Bench<'a> {
             streams: kernels.stream_kernels()?,
             num_samples,
             gpu: device.facts().name.clone(),
+            patterns: Arc::default(),
             tuner: cuda_tuner(device.facts(), Level::from_env()?),
             read_gb_per_s: 0.0,
             copy_gb_per_s: 0.0,
@@ -83,17 +84,42 @@ impl<'a> Bench<'a> {
         num_samples: usize,
         launch: impl Fn(usize, &Stream) -> Result<(), DeviceError>,
     ) -> Result<Vec<f64>> {
-        let graph = Graph::capture(self.stream, |stream| (0..launches).try_for_each(|i| launch(i, stream)))?;
+        let graph = self.capture(launches, launch)?;
+        self.replay(&graph, launches, 3, num_samples, Duration::MAX)
+    }
+
+    /// A graph of `launches` launches.
+    pub fn capture(
+        &self,
+        launches: usize,
+        launch: impl Fn(usize, &Stream) -> Result<(), DeviceError>,
+    ) -> Result<Graph> {
+        Ok(Graph::capture(self.stream, |stream| (0..launches).try_for_each(|i| launch(i, stream)))?)
+    }
+
+    /// Microseconds a launch: one sample a replay, after replays that do not count. Past the limit those taken so far do.
+    pub fn replay(
+        &self,
+        graph: &Graph,
+        launches: usize,
+        num_uncounted: usize,
+        num_samples: usize,
+        limit: Duration,
+    ) -> Result<Vec<f64>> {
+        let begun = Instant::now();
         let (start, end) = (Event::new(self.device)?, Event::new(self.device)?);
         let mut samples = Vec::with_capacity(num_samples);
-        for sample in 0..num_samples + 3 {
+        for sample in 0..num_samples + num_uncounted {
             start.record(self.stream)?;
             graph.launch(self.stream)?;
             end.record(self.stream)?;
             end.synchronize()?;
             // The first replays upload the graph and warm the clocks.
-            if sample >= 3 {
+            if sample >= num_uncounted {
                 samples.push(end.microseconds_since(&start)? / launches as f64);
+            }
+            if !samples.is_empty() && begun.elapsed() >= limit {
+                break;
             }
         }
         Ok(samples)
@@ -101,11 +127,7 @@ impl<'a> Bench<'a> {
 
     /// How many launches a graph takes, and how many tables they rotate through.
     pub fn launches(&self, bytes: f64) -> (usize, u64) {
-        let l2 = u64::from(self.device.facts().l2_bytes);
-        let rotations = ((L2_TIMES * l2) as f64 / bytes).ceil().clamp(1.0, 256.0) as u64;
-        let expected = 4.0 + bytes / self.read_gb_per_s / 1e3;
-        let launches = ((GRAPH_MICROSECONDS / expected).ceil() as usize).clamp(1, 400);
-        (launches.max(rotations as usize), rotations)
+        inputs::launches(bytes, u64::from(self.device.facts().l2_bytes), self.read_gb_per_s)
     }
 
     /// Appends of `tokens` tokens to shuffled slots, inputs and slots rotating.

@@ -1,21 +1,20 @@
 //! The CUDA benchmark: every case is a graph of launches over page tables that rotate through more memory than the L2
 //! holds five times over, on random data, with everything that follows q counted.
 
-mod case;
-mod data;
 mod measure;
+mod pool;
 mod step;
 mod suites;
 
-pub use case::Case;
-pub use data::{Pool, log_normal_lens};
 pub use measure::Bench;
-pub use step::{DevicePlan, Step, relative_error};
+pub use pool::Pool;
+pub use step::{DevicePlan, Step};
 
 use super::GpuArgs;
+use super::case::Case;
 pub use super::record::quantiles;
 use super::record::{Record, Row, peers};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use attn_kernels::device::{CudaDevice, Kernels, Stream};
 use attn_plan::SplitConfig;
 use measure::Measured;
@@ -89,22 +88,29 @@ impl Bench<'_> {
         };
         let plan = step.plan(&split)?;
         let got = step.run(&plan)?;
-        let relative_error = case
-            .is_checked
-            .then(|| Ok::<_, anyhow::Error>(relative_error(&got, &step.oracle()?)))
-            .transpose()?;
+        let got = got.to_f32();
+        ensure!(got.iter().all(|x| x.is_finite()), "the output has values that are not finite");
+        let of_first = || Ok::<_, anyhow::Error>(step::relative_error(&got, &step.oracle()?));
+        let relative_error = case.is_checked.then(of_first).transpose()?;
         let microseconds = step.time(&plan, self.num_samples)?;
         let copy_only_microseconds = step.time_reader(self.num_samples)?;
         let text = format!(
-            "{}: {} workers, {} heads a block, {} items, {} partials, {}",
+            "{}: {} {}, {} heads a block, {} items, {} partials, {}",
             split.policy,
-            split.num_workers,
+            if split.num_shares > 0 { split.num_shares } else { split.num_workers },
+            if split.num_shares > 0 { "shares" } else { "workers" },
             plan.heads_per_block,
             plan.plan.items().len(),
             plan.plan.num_partials(),
             step.decoder.instance().key
         );
-        Ok(Measured { microseconds, copy_only_microseconds, bytes: step.bytes, relative_error, plan: text })
+        Ok(Measured {
+            microseconds,
+            copy_only_microseconds,
+            bytes: step.inputs.bytes,
+            relative_error,
+            plan: text,
+        })
     }
 
     fn case(&self, suite: &'static str, case: &Case, pool: &mut Option<Pool>, args: &GpuArgs) -> Result<Row> {

@@ -1,6 +1,6 @@
 //! The cases, by name of the suite.
 
-use super::case::Case;
+use crate::bench::case::Case;
 use anyhow::{Result, bail};
 use attn_plan::SplitPolicy;
 use kv_quant::{LayoutKind, ScaleType};
@@ -139,7 +139,7 @@ fn ragged() -> Vec<Case> {
     let mut cases = Vec::new();
     for (layout, page_len) in layouts {
         for (batch, median) in shapes {
-            let kv_lens = super::data::log_normal_lens(batch, median, 1.4, 7);
+            let kv_lens = crate::bench::inputs::log_normal_lens(batch, median, 1.4, 7);
             cases.push(Case { kv_lens, note: "ragged", ..Case::new(LLAMA, 1, 16, layout, page_len) });
         }
     }

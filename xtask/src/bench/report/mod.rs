@@ -3,10 +3,11 @@
 mod plot;
 mod serving;
 mod tables;
+mod targets;
 
 use super::record::Record;
 use anyhow::{Context, Result};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Options of `bench report`.
 #[derive(clap::Args, Clone, Debug)]
@@ -18,12 +19,29 @@ pub struct ReportArgs {
     out: PathBuf,
 }
 
+/// Options of `bench targets`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct TargetArgs {
+    /// What `bench gpu --record` wrote, a column each
+    #[arg(required = true)]
+    records: Vec<PathBuf>,
+}
+
+/// Prints which targets the records reach.
+pub fn run_targets(args: &TargetArgs) -> Result<()> {
+    let records: Vec<Record> = args.records.iter().map(|path| read(path)).collect::<Result<_>>()?;
+    print!("{}", targets::markdown(&records));
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Record> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is no record of `bench gpu`", path.display()))
+}
+
 /// Prints the tables and draws the pictures.
 pub fn run(args: &ReportArgs) -> Result<()> {
-    let text = std::fs::read_to_string(&args.record)
-        .with_context(|| format!("cannot read {}", args.record.display()))?;
-    let record: Record = serde_json::from_str(&text)
-        .with_context(|| format!("{} is no record of `bench gpu`", args.record.display()))?;
+    let record = read(&args.record)?;
     print!("{}{}", tables::markdown(&record), serving::markdown(&record));
     let gpu = short_name(&record.gpu);
     let [roofline, latency] = ["roofline", "latency"].map(|name| args.out.join(format!("{name}-{gpu}.svg")));

@@ -45,12 +45,22 @@ pub(super) fn of(kernels: key::Arithmetic, spec: &DecodeSpec, plan: &SplitPlan) 
     }
 }
 
+/// Whether the head dimension has variants for groups of the whole head, whose operands are others. A spec does not say how
+/// the cache is grouped: every number is the larger of the two.
+fn has_whole(head_dim: u32) -> bool {
+    key::INSTANCES.iter().any(|row| row.key.head_dim == head_dim && row.key.groups == key::Groups::Whole)
+}
+
 fn tensor_cores(spec: &DecodeSpec, tokens: f64, merges: f64, common: Arithmetic) -> Arithmetic {
     let half = FloatType::F16.unit_roundoff();
-    let steps = tokens / TILE_TOKENS + RISES;
+    let whole = has_whole(spec.head_dim);
+    // One mma a tile of 16 tokens, or two.
+    let steps = (tokens / TILE_TOKENS + RISES) * if whole { 2.0 } else { 1.0 };
     Arithmetic {
         q_unit: if spec.q_type == FloatType::F32 { half } else { 0.0 },
-        q_amax_unit: (-39f64).exp2(),
+        // In whole numbers of which the row's largest magnitude is 16319.5 at least, unless it is below 2^-112.
+        q_amax_unit: if whole { 0.5 / 16319.0 } else { (-39f64).exp2() },
+        q_tiny: if whole { f64::from(f32::MIN_POSITIVE) } else { 0.0 },
         // Code times scale, and the scale itself where it is f32.
         k_unit: 2.0 * half,
         // Scales that are brought into f16's range, with a factor of two for what is of second order.
@@ -60,8 +70,12 @@ fn tensor_cores(spec: &DecodeSpec, tokens: f64, merges: f64, common: Arithmetic)
         p_unit: half,
         p_tiny: (-32f64).exp2(),
         p_scale_tiny: (-24f64).exp2(),
+        // A tile with f16 scales of 256 or more has 9 bits less room for weights.
+        p_wide_tiny: (-24f64).exp2(),
+        // Code times scale, and an f32 scale; or a scale by its logarithm, which is less.
         v_unit: 2.0 * half,
-        v_scale_tiny: (-23f64).exp2(),
+        // A surplus of 128 in every code, added and taken out, costs the rounding of its sum.
+        v_scale_tiny: if whole { (-13f64).exp2() } else { (-23f64).exp2() },
         // Four units a step of 16 tokens, and the sums of the weights.
         sum_roundings: 4.0 * steps + tokens + 4.0 * merges + 40.0,
         ..common

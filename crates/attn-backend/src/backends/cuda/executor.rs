@@ -197,16 +197,18 @@ impl CudaExecutor {
     ) -> Result<(), DeviceError> {
         self.planned = None;
         let decoder = self.decoder(request.spec)?;
-        let at_most = plan.config().map_or(1, |config| config.heads_per_block);
-        let heads_per_block = self
-            .variants
-            .get(decoder)
-            .map_or(1, |variant| variant.decoder.heads_per_block(at_most, request.spec.num_kv_heads));
+        let (mut heads_per_block, mut num_shares) = (1, 0);
+        if let (Some(Variant { decoder, .. }), Some(config)) = (self.variants.get(decoder), plan.config()) {
+            heads_per_block = decoder.heads_per_block(config.heads_per_block, request.spec.num_kv_heads);
+            num_shares = decoder.num_shares(config);
+        }
         let same = |arrays: &SpecArrays| {
             arrays.spec.alibi_slopes == request.spec.alibi_slopes && arrays.spec.sinks == request.spec.sinks
         };
         let arrays = self.arrays.iter().position(same).unwrap_or(0);
-        let size = WorkspaceSize::of(request.spec, plan)
+        // Shares are merged where they are made.
+        let num_partials = if num_shares > 0 { 0 } else { plan.num_partials() };
+        let size = WorkspaceSize::for_partials(request.spec, u64::from(num_partials))
             .map_err(|error| DeviceError::Launch { what: error.to_string() })?;
         let stream = &self.stream;
         self.partial_o.at_least(size.o_elements * size_of::<f32>(), stream)?;
@@ -241,9 +243,10 @@ impl CudaExecutor {
             items,
             worker_starts,
             request_partials,
-            num_workers: plan.worker_starts().len().saturating_sub(1) as u32,
+            num_workers: plan.num_busy_workers(),
             heads_per_block,
-            has_partials: plan.num_partials() > 0,
+            num_shares,
+            has_partials: num_partials > 0,
         };
         self.planned =
             Some(Planned { args, kv_lens, pages: PageTableArgs { indices, rows }, decoder, arrays });
@@ -391,6 +394,12 @@ impl Executor for CudaExecutor {
         let chooser = self.variants.get(variant)?.chooser.as_ref()?;
         let decision = chooser.choose(&RunKey::of_step(spec, kv_lens));
         Some(decision.choice.split(self.policy, spec.num_kv_heads, chooser.shape().row_blocks))
+    }
+
+    fn explain_split(&mut self, spec: &DecodeSpec, kv_lens: &[u32]) -> Option<String> {
+        let variant = self.decoder(spec).ok()?;
+        let chooser = self.variants.get(variant)?.chooser.as_ref()?;
+        Some(chooser.choose(&RunKey::of_step(spec, kv_lens)).to_string())
     }
 
     fn plan(&mut self, request: &DecodeRequest<'_>, plan: &SplitPlan) -> Result<(), Error> {

@@ -56,7 +56,6 @@ pub fn cuda_chooser(
 ) -> Chooser {
     let key = StaticKey::of(layout, spec, policy);
     let instance = decoder.instance();
-    let shape =
-        Shape::new(layout.format(), &key, decoder.blocks_per_sm(), instance.max_heads, instance.key.rows());
-    tuner.chooser(key, shape)
+    let shape = Shape::new(layout, &key, decoder.blocks_per_sm(), instance.max_heads, instance.key.rows());
+    tuner.chooser(key, shape.with_shares(decoder.most_shares()))
 }

@@ -4,7 +4,7 @@ use super::executor::CudaExecutor;
 use crate::Expect;
 use attn_kernels::device::{DeviceError, Event};
 use attn_plan::{DecodeRequest, DecodeSpec, PageRows, PageTable, SplitPlan};
-use attn_tune::{Candidates, Choice, Level, Point, RunKey, Timing, Tuner, Why};
+use attn_tune::{Candidates, Choice, Level, Point, RunKey, Timing, Tuner};
 
 /// Candidates that are timed: the model's favourites.
 const NUM_CANDIDATES: usize = 8;
@@ -52,7 +52,7 @@ impl CudaExecutor {
             return Ok(());
         };
         let decision = chooser.choose(&run);
-        let is_known = matches!(decision.why, Why::Measured { .. }) && tuner.level() != Level::Force;
+        let is_known = decision.why.is_measured() && tuner.level() != Level::Force;
         if is_known || run.kv_tokens == 0 {
             return Ok(());
         }
@@ -68,8 +68,7 @@ impl CudaExecutor {
         let machine = tuner.machine().clone();
         let model = *tuner.model();
         let predict = |choice: &Choice| model.predict(&machine, &key, &shape, &run, choice);
-        let mut candidates: Vec<Choice> =
-            Candidates::all(machine.num_sms, &key, &shape, spec.num_kv_heads).collect();
+        let mut candidates: Vec<Choice> = Candidates::all(machine.num_sms, &key, &shape, &run).collect();
         candidates.sort_by(|a, b| predict(a).total_cmp(&predict(b)));
         candidates.truncate(NUM_CANDIDATES);
         let model_times = self.time_choice(&request, &decision.choice)?;

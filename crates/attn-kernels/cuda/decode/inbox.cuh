@@ -1,0 +1,107 @@
+// The shares of a request, merged by the CTAs of a cluster (sm_90) through each other's shared memory: no partials, no stage 2.
+//
+// A cluster of num_shares CTAs takes one request and head block, CTA `rank` one of as many equal contiguous shares of the visible
+// tokens, cut at tiles of 64. The elements of the result (a row's four channels) are owned in equal runs, one a CTA. Each CTA
+// merges its own warps and sends every element with its (m, l) to the inbox of the owner, which counts their bytes, merges the
+// shares in fixed order and writes out and lse. The inbox lies behind the variant's shared memory and is used for nothing else: whoever is
+// done may send, whatever the others are doing, once all have opened their inboxes.
+#pragma once
+#include "../common/ptx.cuh"
+#include "../common/warp.cuh"
+#include "result.cuh"
+#include "traits.cuh"
+
+namespace kv8 {
+
+constexpr uint32_t kShareTile = kWarps * kTileTokens;
+
+template <class T>
+struct Inbox {
+    static constexpr uint32_t kFours = T::kHeadDim / 4;
+    static constexpr int kBarrierAt = T::kSharedBytes;
+    static constexpr int kElementsAt = kBarrierAt + 16;  // float4 [heads][per_share][num_shares], then float2 of the same shape
+    static_assert(T::kSharedBytes % 16 == 0);
+
+    uint32_t num_shares;
+    uint32_t rank;
+    uint32_t per_share;  // elements of a head that a CTA owns at most
+    uint32_t owned;      // by this one
+    uint32_t barrier;
+
+    // Made anew where it is used, rather than kept in registers through the tiles.
+    __device__ __forceinline__ Inbox(uint32_t shares, uint32_t num_rows, uint8_t* shared)
+        : num_shares(shares), rank(ptx::cluster_rank()), barrier(ptx::shared_address(shared + kBarrierAt)) {
+        const uint32_t elements = num_rows * kFours;
+        per_share = (elements + num_shares - 1) / num_shares;
+        owned = min(elements, (rank + 1) * per_share) - min(elements, rank * per_share);
+    }
+
+    // Once, by all threads: opens the inbox of this CTA and says so to the others.
+    __device__ __forceinline__ void open() const {
+        if (threadIdx.x == 0 && threadIdx.y == 0) {
+            ptx::barrier_init(barrier);
+            ptx::fence_barrier_init();
+            ptx::barrier_expect(barrier, owned * num_shares * blockDim.y * 24);
+        }
+        __syncwarp();
+        ptx::cluster_arrive();
+    }
+
+    // Once, before the first `send`.
+    __device__ __forceinline__ void wait_for_others() const { ptx::cluster_wait(); }
+
+    __device__ __forceinline__ void send(uint32_t element, const RowState& state, const float (&x)[4]) const {
+        // Exact: an owner is less than 16, and elements are too few to come near the next.
+        const float inverse = ptx::rcp_approx(static_cast<float>(per_share));
+        const uint32_t owner = static_cast<uint32_t>((static_cast<float>(element) + 0.5f) * inverse);
+        const uint32_t at = slot(element - owner * per_share, rank);
+        const uint32_t base = barrier + (kElementsAt - kBarrierAt);
+        const uint32_t to = ptx::address_in(barrier, owner);
+        ptx::send_async(ptx::address_in(base + at * 16, owner), make_float4(x[0], x[1], x[2], x[3]), to);
+        ptx::send_async(ptx::address_in(states_at(base) + at * 8, owner), make_float2(state.m, state.l), to);
+    }
+
+    // `write(element, state, x)` is called once for each element of this thread's head that this CTA owns.
+    template <class Write>
+    __device__ __forceinline__ void receive(uint8_t* shared, Write&& write) const {
+        const uint8_t* base = shared + kElementsAt;
+        const uint32_t lanes_log2 = 32 - __clz(num_shares - 1);
+        const uint32_t lanes = 1u << lanes_log2;
+        ptx::cluster_barrier_wait(barrier, 0);
+        for (uint32_t first = 0; first < owned << lanes_log2; first += blockDim.x) {
+            const uint32_t idx = first + threadIdx.x;
+            const uint32_t source = idx & (lanes - 1);
+            const uint32_t local = idx >> lanes_log2;
+            float4 o = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            float2 ml = make_float2(-CUDART_INF_F, 0.0f);
+            if (local < owned && source < (mutant(27) ? num_shares - 1 : num_shares)) {
+                const uint32_t at = slot(local, source);
+                o = *reinterpret_cast<const float4*>(base + at * 16);
+                const float2 got = *reinterpret_cast<const float2*>(states_at(base) + at * 8);
+                if (got.y > 0.0f) ml = got;
+            }
+            const float m = segment_max(ml.x, lanes);
+            const float weight = ml.y > 0.0f ? (mutant(26) ? 1.0f : exp2f(ml.x - m)) : 0.0f;
+            float sums[5] = {ml.y * weight, o.x * weight, o.y * weight, o.z * weight, o.w * weight};
+            for (uint32_t step = 1; step < lanes; step *= 2) {
+#pragma unroll
+                for (int i = 0; i < 5; ++i) sums[i] += __shfl_xor_sync(kFullWarp, sums[i], step);
+            }
+            if (source == 0 && local < owned) {
+                float x[4] = {sums[1], sums[2], sums[3], sums[4]};
+                write(rank * per_share + local, RowState{m, sums[0]}, x);
+            }
+        }
+    }
+
+  private:
+    __device__ __forceinline__ uint32_t slot(uint32_t local, uint32_t source) const {
+        return (threadIdx.y * per_share + local) * num_shares + source;
+    }
+    template <class Address>
+    __device__ __forceinline__ Address states_at(Address base) const {
+        return base + blockDim.y * per_share * num_shares * 16;
+    }
+};
+
+}  // namespace kv8

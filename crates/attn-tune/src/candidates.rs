@@ -1,0 +1,140 @@
+//! The choices that a search looks at.
+
+use crate::choice::{Choice, HEADS_PER_BLOCK, TILE_LEN};
+use crate::model::CLUSTER_ROOM;
+use crate::{PolicyClass, RunKey, Shape, StaticKey};
+use attn_plan::MAX_SHARES;
+
+/// What starting and merging an item costs, in tiles: measured best on ragged batches, and no worse on uniform ones.
+pub(crate) const ITEM_OVERHEAD: u32 = 4;
+
+/// Shares of a full device that are worth trying, in eighths.
+const FILLS: [u32; 8] = [8, 6, 4, 2, 3, 1, 5, 16];
+/// Of them, those that are told apart step by step.
+const NUM_FEW: usize = 4;
+
+/// The choices that a search looks at, the full device first.
+#[derive(Clone, Debug)]
+pub struct Candidates {
+    full: u32,
+    heads_per_block: &'static [u32],
+    min_split_tiles: &'static [u32],
+    fills: &'static [u32],
+    next: usize,
+    /// Bit `n - 1`: requests in `n` shares.
+    shares: u32,
+    share_heads_per_block: &'static [u32],
+    share_heads: usize,
+}
+
+impl Candidates {
+    /// All of them: what `cargo xtask tune` measures from.
+    pub fn all(num_sms: u32, key: &StaticKey, shape: &Shape, run: &RunKey) -> Self {
+        let few = Self::few(num_sms, key, shape, run);
+        // Several waves too, but not the crumbs of many.
+        let pairs = run.batch.saturating_mul(run.num_kv_heads).saturating_mul(shape.row_blocks);
+        let most = (8 * few.full / pairs.max(1)).clamp(1, MAX_SHARES).min(shape.most_shares);
+        let shares = if key.policy == PolicyClass::Throughput { (1 << most) - 1 } else { 0 };
+        let heads_per_block =
+            if few.heads_per_block.len() > 1 { &HEADS_PER_BLOCK } else { few.heads_per_block };
+        let share_heads_per_block = heads_per_block;
+        Self {
+            min_split_tiles: &[1, 2, 4, 8],
+            heads_per_block,
+            fills: &FILLS,
+            shares,
+            share_heads_per_block,
+            ..few
+        }
+    }
+
+    /// Those that the model tells apart: what is decided from, step by step.
+    pub fn few(num_sms: u32, key: &StaticKey, shape: &Shape, run: &RunKey) -> Self {
+        let num_kv_heads = run.num_kv_heads;
+        // The shape of a block changes bits, and neighbours change what is chosen: batch invariance wants one shape. Only
+        // where rows are scattered do neighbouring heads share lines.
+        let together = key.policy == PolicyClass::Throughput
+            && key.layout.is_scattered()
+            && shape.max_heads_per_block >= 4
+            && num_kv_heads.is_multiple_of(4);
+        // Between workers of one head and of four, two heads are never far better: `Self::all` tries them. Shares are short work,
+        // for which four are slow.
+        let (heads_per_block, share_heads_per_block): (&[u32], &[u32]) =
+            if together { (&[1, 4], &[1, 2]) } else { (&[1], &[1]) };
+        Self {
+            full: (num_sms * shape.blocks_per_sm).max(1),
+            heads_per_block,
+            // Twice the heads, fewer lengths: all are told apart step by step.
+            min_split_tiles: if together { &[4, 1] } else { &[4, 1, 8] },
+            fills: FILLS.get(..NUM_FEW).unwrap_or(&FILLS),
+            next: 0,
+            shares: shares_of(num_sms, key, shape, run),
+            share_heads_per_block,
+            share_heads: 0,
+        }
+    }
+}
+
+/// Tiles of a share at most: in long ones the blocks' luck with the memory differs, and nobody takes over from the unlucky.
+const LONGEST_SHARE: u32 = 48;
+
+/// Numbers of shares that may be best: one wave of blocks, two a multiprocessor or as many as fit, and no share so long that
+/// workers would do better.
+fn shares_of(num_sms: u32, key: &StaticKey, shape: &Shape, run: &RunKey) -> u32 {
+    let pairs = run.batch.saturating_mul(run.num_kv_heads).saturating_mul(shape.row_blocks);
+    if key.policy != PolicyClass::Throughput || pairs == 0 {
+        return 0;
+    }
+    let room = num_sms * shape.blocks_per_sm;
+    let tiles = run.longest.div_ceil(TILE_LEN);
+    let crowded = (f64::from(room) * CLUSTER_ROOM) as u32 / pairs;
+    let mut candidates = 0;
+    for shares in [(2 * num_sms).min(room) / pairs, crowded.min(8), 1] {
+        // Of two a multiprocessor a power of two: others fill them less evenly.
+        let shares = if shares == crowded { shares } else { (1 << shares.max(1).ilog2()).min(MAX_SHARES) };
+        let shares = shares.min(shape.most_shares);
+        let blocks = shares * pairs;
+        let len = if shares > 0 { tiles.div_ceil(shares) } else { u32::MAX };
+        let is_filled = len <= 2 || 3 * blocks >= 4 * num_sms;
+        if shares > 0 && blocks <= room && len <= LONGEST_SHARE && is_filled {
+            candidates |= 1 << (shares - 1);
+        }
+    }
+    candidates
+}
+
+impl Iterator for Candidates {
+    type Item = Choice;
+
+    fn next(&mut self) -> Option<Choice> {
+        let (heads, mins) = (self.heads_per_block.len(), self.min_split_tiles.len());
+        let index = self.next;
+        if let Some(fill) = self.fills.get(index / (heads * mins)) {
+            self.next += 1;
+            return Some(Choice {
+                num_blocks: (self.full * fill / 8).clamp(1, 1 << 16),
+                heads_per_block: *self.heads_per_block.get(index / mins % heads)?,
+                min_split_tiles: *self.min_split_tiles.get(index % mins)?,
+                item_overhead: ITEM_OVERHEAD,
+                num_shares: 0,
+            });
+        }
+        if self.shares == 0 {
+            return None;
+        }
+        let num_shares = self.shares.trailing_zeros() + 1;
+        let heads_per_block = *self.share_heads_per_block.get(self.share_heads)?;
+        self.share_heads += 1;
+        if self.share_heads == self.share_heads_per_block.len() {
+            (self.shares, self.share_heads) = (self.shares & (self.shares - 1), 0);
+        }
+        let num_blocks = self.full.min(1 << 16);
+        Some(Choice {
+            num_blocks,
+            heads_per_block,
+            min_split_tiles: 1,
+            item_overhead: ITEM_OVERHEAD,
+            num_shares,
+        })
+    }
+}

@@ -1,0 +1,289 @@
+//! `cargo xtask tune --fit`: the cost model's constants, fitted anew to the times in journals.
+//!
+//! Least squares on the logarithm of the time, over every candidate of every step, by Levenberg and Marquardt's method on
+//! the logarithms of the constants (they are positive). Each is held weakly where it was, so that one of which the data
+//! say nothing stays. No randomness: the same journals give the same constants.
+
+use super::journal::{self, Contents};
+use super::share::ModelShare;
+use anyhow::{Context, Result, ensure};
+use attn_tune::{Choice, CostModel, Machine, RunKey, Shape, StaticKey};
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+const MOST_ROUNDS: usize = 200;
+/// Shares of a bandwidth: at most all of it.
+const SHARES: [&str; 5] = ["paged", "scattered", "scattered_together", "scattered_alone", "thin"];
+/// A constant that has moved by a factor of e weighs as much as this many times that are missed as usual.
+const HOLD: f64 = 10.0;
+
+/// One step and what its candidates took.
+struct Step {
+    machine: usize,
+    key: StaticKey,
+    run: RunKey,
+    shape: Shape,
+    times: Vec<(Choice, f64)>,
+}
+
+/// The data of a fit.
+struct Data {
+    machines: Vec<Machine>,
+    steps: Vec<Step>,
+}
+
+impl Data {
+    fn of(journals: Vec<Contents>) -> Result<Self> {
+        let mut data = Self { machines: Vec::new(), steps: Vec::new() };
+        for Contents { header, entries, .. } in journals {
+            let machine = data.machines.len();
+            data.machines.push(header.machine);
+            for entry in entries {
+                let (key, run, shape) = (entry.key()?, entry.run, entry.shape);
+                let mut times = entry.times;
+                times.retain(|(_, us)| us.is_finite() && *us > 0.0);
+                data.steps.push(Step { machine, key, run, shape, times });
+            }
+        }
+        Ok(data)
+    }
+
+    /// ln(predicted / measured) of every candidate.
+    fn residuals(&self, model: &CostModel) -> Vec<f64> {
+        let of_step = |step: &Step| -> Vec<f64> {
+            let times = step.times.iter();
+            times.map(|(choice, us)| (self.predict(model, step, choice) / us).ln()).collect()
+        };
+        self.steps.iter().flat_map(of_step).collect()
+    }
+
+    fn predict(&self, model: &CostModel, step: &Step, choice: &Choice) -> f64 {
+        let machine = self.machines.get(step.machine);
+        machine.map_or(f64::NAN, |machine| model.predict(machine, &step.key, &step.shape, &step.run, choice))
+    }
+
+    /// How fast the model's choice among the candidates is, beside the fastest of them.
+    fn share(&self, model: &CostModel) -> Option<ModelShare> {
+        let share = |step: &Step| {
+            let chosen = step
+                .times
+                .iter()
+                .min_by(|a, b| self.predict(model, step, &a.0).total_cmp(&self.predict(model, step, &b.0)))?;
+            let best = step.times.iter().map(|(_, us)| *us).fold(f64::INFINITY, f64::min);
+            let device = self.machines.get(step.machine).map_or("", |machine| machine.device.as_str());
+            Some((best / chosen.1, format!("{device}: {}, {}", step.key, step.run)))
+        };
+        ModelShare::among(self.steps.iter().filter_map(share))
+    }
+}
+
+fn values(model: &CostModel) -> Vec<f64> {
+    model.clone().constants().into_iter().map(|(_, value)| *value).collect()
+}
+
+fn with_logs(logs: &[f64]) -> CostModel {
+    let mut model = CostModel::default();
+    for ((name, value), log) in model.constants().into_iter().zip(logs) {
+        *value = if SHARES.contains(&name) { log.exp().min(1.0) } else { log.exp() };
+    }
+    model
+}
+
+fn sum_of_squares(residuals: &[f64]) -> f64 {
+    residuals.iter().map(|residual| residual * residual).sum()
+}
+
+/// The constants with the least squares, from those that are in the code.
+fn fit(data: &Data) -> CostModel {
+    let begin: Vec<f64> = values(&CostModel::default()).iter().map(|value| value.max(1e-6).ln()).collect();
+    let mut logs = begin.clone();
+    let cost = |residuals: &[f64], logs: &[f64], hold: f64| {
+        let moved = logs.iter().zip(&begin).map(|(log, begin)| (log - begin) * (log - begin));
+        sum_of_squares(residuals) + hold * moved.sum::<f64>()
+    };
+    let mut residuals = data.residuals(&with_logs(&logs));
+    let mut damping = 1e-3;
+    for _ in 0..MOST_ROUNDS {
+        let step = 1e-5;
+        let hold = HOLD * sum_of_squares(&residuals) / residuals.len().max(1) as f64;
+        let slopes: Vec<Vec<f64>> = (0..logs.len())
+            .map(|constant| {
+                let mut moved = logs.clone();
+                // Down: a share at its limit does not move up.
+                moved[constant] -= step;
+                let moved = data.residuals(&with_logs(&moved));
+                residuals.iter().zip(&moved).map(|(here, there)| (here - there) / step).collect()
+            })
+            .collect();
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let mut normal: Vec<Vec<f64>> = slopes
+            .iter()
+            .map(|a| slopes.iter().map(|b| dot(a, b)).chain([-dot(a, &residuals)]).collect())
+            .collect();
+        for (at, row) in normal.iter_mut().enumerate() {
+            row[at] += hold + damping * row[at];
+            if let Some(right) = row.last_mut() {
+                *right -= hold * (logs[at] - begin[at]);
+            }
+        }
+        let moved: Vec<f64> =
+            logs.iter().zip(solve(normal)).map(|(log, by)| log + by.clamp(-0.5, 0.5)).collect();
+        let after = data.residuals(&with_logs(&moved));
+        let (old, new) = (cost(&residuals, &logs, hold), cost(&after, &moved, hold));
+        if new < old {
+            (logs, residuals, damping) = (moved, after, damping / 3.0);
+            if old - new < 1e-9 * old {
+                break;
+            }
+        } else {
+            damping *= 4.0;
+            if damping > 1e9 {
+                break;
+            }
+        }
+    }
+    with_logs(&logs)
+}
+
+/// Solves `[A | b]`, symmetric and positive, by elimination with pivots.
+fn solve(mut rows: Vec<Vec<f64>>) -> Vec<f64> {
+    let count = rows.len();
+    for column in 0..count {
+        let pivot = (column..count).max_by(|a, b| rows[*a][column].abs().total_cmp(&rows[*b][column].abs()));
+        rows.swap(column, pivot.unwrap_or(column));
+        let pivot = rows[column].clone();
+        for (at, row) in rows.iter_mut().enumerate() {
+            if at != column && pivot[column] != 0.0 {
+                let factor = row[column] / pivot[column];
+                row.iter_mut().zip(&pivot).for_each(|(value, pivot)| *value -= factor * pivot);
+            }
+        }
+    }
+    (0..count).map(|at| if rows[at][at] == 0.0 { 0.0 } else { rows[at][count] / rows[at][at] }).collect()
+}
+
+/// Runs the command.
+pub fn run(journals: &[PathBuf]) -> Result<()> {
+    let contents = journals.iter().map(|path| journal::read(path)).collect::<Result<Vec<_>>>()?;
+    println!("{}", report(&Data::of(contents)?)?);
+    Ok(())
+}
+
+fn report(data: &Data) -> Result<String> {
+    let before = CostModel::default();
+    let num_times = data.residuals(&before).len();
+    ensure!(num_times > values(&before).len(), "{num_times} times are too few for a fit");
+    let after = fit(data);
+    let mut text = String::new();
+    let devices: Vec<&str> = data.machines.iter().map(|machine| machine.device.as_str()).collect();
+    writeln!(text, "{num_times} times of {} steps on {}", data.steps.len(), devices.join(", "))?;
+    for (name, model) in [("the code's constants", &before), ("fitted constants", &after)] {
+        let rms = (sum_of_squares(&data.residuals(model)) / num_times as f64).sqrt();
+        let share = data.share(model).context("a step with times")?;
+        writeln!(
+            text,
+            "{name}: a time is missed by {:.1} % (root mean square); {share}",
+            100.0 * (rms.exp() - 1.0)
+        )?;
+    }
+    writeln!(text, "for CostModel::default() in crates/attn-tune/src/model.rs:")?;
+    for (name, value) in after.clone().constants() {
+        // Three digits are what such data say.
+        let digits = (2 - value.abs().log10().floor() as i32).max(0) as usize;
+        writeln!(text, "            {name}: {value:.digits$},")?;
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tune::journal::{Entry, Header};
+    use attn_tune::{Candidates, Timing};
+
+    /// Times made by the model itself, with other constants and noise of a percent.
+    fn journal(model: &CostModel) -> Contents {
+        let machine = Machine {
+            device: "A GPU".to_owned(),
+            arch: "sm_90".to_owned(),
+            build: "0123456789ab".to_owned(),
+            num_sms: 132,
+            l2_bytes: 50 << 20,
+            read_gb_per_s: 3000.0,
+        };
+        let shape = Shape {
+            blocks_per_sm: 3,
+            max_heads_per_block: 4,
+            row_blocks: 1,
+            row_bytes: 320,
+            most_shares: 16,
+        };
+        let mut entries = Vec::new();
+        let mut turn = 0u32;
+        for layout in ["records-paged", "planes-scattered"] {
+            let key: StaticKey = format!("d128 k8 v8 f16 gqa4 q1 {layout} throughput").parse().unwrap();
+            for (batch, num_kv_heads) in [(1u32, 8u32), (8, 8), (64, 8), (4, 1)] {
+                for kv_len in [512u32, 2048, 8192, 32_768] {
+                    let kv_tokens = u64::from(batch) * u64::from(kv_len);
+                    let run = RunKey { batch, num_kv_heads, kv_tokens, longest: kv_len };
+                    let times: Vec<(Choice, f64)> = Candidates::all(132, &key, &shape, &run)
+                        .map(|choice| {
+                            turn = turn.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                            let noise = 1.0 + 0.01 * (f64::from(turn >> 16) / 32_768.0 - 1.0);
+                            (choice, noise * model.predict(&machine, &key, &shape, &run, &choice))
+                        })
+                        .collect();
+                    let (choice, us) = times[0];
+                    let timing = Timing { us, p10_us: us, p90_us: us, model_us: us, floor_us: us };
+                    entries.push(Entry {
+                        key: key.to_string(),
+                        run,
+                        shape,
+                        choice,
+                        timing,
+                        times,
+                        wrong: vec![],
+                    });
+                }
+            }
+        }
+        let header = Header { machine, driver: "13.0".to_owned(), date: "2026-11-22".to_owned() };
+        Contents { header, entries, num_damaged: 0 }
+    }
+
+    #[test]
+    fn constants_that_made_the_times_are_found_again() {
+        let truth = CostModel {
+            launch_us: 4.1,
+            item_us: 1.7,
+            block_gb_per_s: 31.0,
+            scattered: 0.71,
+            merge_us: 3.2,
+            ..CostModel::default()
+        };
+        let data = Data::of(vec![journal(&truth)]).unwrap();
+        let fitted = fit(&data);
+        let mut names = CostModel::default();
+        let pairs = values(&truth).into_iter().zip(values(&fitted)).zip(names.constants());
+        for ((want, got), (name, _)) in pairs {
+            // A partial's own cost is lost in the noise.
+            assert!(
+                (got / want).ln().abs() < 0.05 || name == "merge_partial_us",
+                "{name}: {got} instead of {want}"
+            );
+        }
+        let share = data.share(&fitted).unwrap();
+        assert!(share.median > 0.99 && share.worst > 0.95, "{share}");
+        let text = report(&data).unwrap();
+        assert!(
+            text.contains("            launch_us: 4.")
+                && text.contains("fitted constants: a time is missed by 0."),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn nothing_can_be_fitted_to_nothing() {
+        assert!(report(&Data { machines: vec![], steps: vec![] }).is_err());
+    }
+}
