@@ -1,14 +1,12 @@
 //! The CPU: host memory, owned or the caller's, and rayon's current pool. Adapter of `cpu_reference`.
 
 use crate::{
-    Backend, BackendId, Capability, Descriptor, Device, Error, Executor, Input, Memory, MemoryKind, Missing,
+    Backend, BackendId, Capability, Descriptor, Device, Error, Executor, Input, Memory, MemoryKind,
     NormalDecode, Output, Refusal, Stream,
 };
 use attn_plan::{DecodeRequest, DecodeSpec, SplitConfig, SplitPlan, SplitPolicy};
 use cpu_reference::{Arithmetic, DotProduct, Isa, Machine, Workspace};
-use kv_quant::{
-    CacheBuffers, CacheFormat, CacheLayout, CacheView, CacheViewMut, FloatSliceMut, PageCopy, Side,
-};
+use kv_quant::{CacheBuffers, CacheFormat, CacheLayout, CacheView, CacheViewMut, FloatSliceMut, PageCopy};
 
 /// Decode on the host, in place over int8.
 #[derive(Clone, Copy, Debug, Default)]
