@@ -10,8 +10,8 @@ const UNSAFE_PACKAGES: &[(&str, &str)] = &[
     ("crates/cpu-reference/", "SIMD intrinsics"),
 ];
 
-/// Files that may hold `asm!`.
-const ASM_FOLDER: &str = "crates/cuda-shim/";
+/// The driver shim, and instruction sets whose intrinsics are not stable.
+const ASM_FOLDERS: [&str; 2] = ["crates/cuda-shim/", "crates/cpu-reference/src/arch/"];
 
 pub const RULES: [Rule; 4] = [
     Rule { name: "module-doc", why: "the first line of a Rust file says what it is for", check: module_doc },
@@ -20,7 +20,11 @@ pub const RULES: [Rule; 4] = [
         why: "a crate without unsafe code says so in its root",
         check: forbid_unsafe,
     },
-    Rule { name: "rust-asm", why: "inline assembly lives in the driver shim alone", check: rust_asm },
+    Rule {
+        name: "rust-asm",
+        why: "inline assembly lives in the driver shim and beside intrinsics alone",
+        check: rust_asm,
+    },
     Rule {
         name: "process-exit",
         why: "libraries return errors; only a binary's main may exit",
@@ -46,7 +50,7 @@ fn forbid_unsafe(file: &File, _: &Tree) -> Vec<Finding> {
 }
 
 fn rust_asm(file: &File, _: &Tree) -> Vec<Finding> {
-    if file.kind != Kind::Rust || file.path.starts_with(ASM_FOLDER) {
+    if file.kind != Kind::Rust || ASM_FOLDERS.iter().any(|folder| file.path.starts_with(folder)) {
         return Vec::new();
     }
     let is_asm = |line: &str| {
@@ -56,7 +60,9 @@ fn rust_asm(file: &File, _: &Tree) -> Vec<Finding> {
     };
     file.code_lines()
         .filter(|(_, line)| is_asm(line))
-        .map(|(number, _)| file.error(number, "inline assembly outside the driver shim"))
+        .map(|(number, _)| {
+            file.error(number, "inline assembly outside the driver shim and the instruction sets")
+        })
         .collect()
 }
 
