@@ -100,11 +100,21 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 // Meets the other threads of barrier `idx` (1 to 15), `threads` in all.
 __device__ __forceinline__ void meet(uint32_t idx, uint32_t threads) { asm volatile("bar.sync %0, %1;" ::"r"(idx), "r"(threads) : "memory"); }
 
-// blockIdx.x, read anew at every call.
+// blockIdx.x, blockIdx.z and the number of the cluster along z, read anew at every call.
 __device__ __forceinline__ uint32_t block_x() {
     uint32_t x;
     asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
     return x;
+}
+__device__ __forceinline__ uint32_t block_z() {
+    uint32_t z;
+    asm volatile("mov.u32 %0, %%ctaid.z;" : "=r"(z));
+    return z;
+}
+__device__ __forceinline__ uint32_t cluster_z() {
+    uint32_t z = 0;
+    if constexpr (kBulkCopies) asm volatile("mov.u32 %0, %%clusterid.z;" : "=r"(z));
+    return z;
 }
 
 // Clusters (sm_90): CTAs that run at once and reach each other's shared memory. Without one, a CTA is a cluster of its own.

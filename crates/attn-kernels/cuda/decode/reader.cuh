@@ -53,9 +53,8 @@ __device__ __forceinline__ void read_items(const DecodeParams& p, uint8_t* share
     const uint32_t lane = threadIdx.x % 32;
     const uint32_t warp = threadIdx.x / 32;
     const uint32_t token_warps = blockDim.x / 32;
-    const uint32_t head_blocks = p.cache.num_kv_heads >> (__ffs(blockDim.y) - 1);
-    const uint32_t kv_head = blockIdx.x % head_blocks * blockDim.y + threadIdx.y;
-    const uint32_t worker = blockIdx.x / head_blocks;
+    const uint32_t kv_head = blockIdx.x * blockDim.y + threadIdx.y;
+    const uint32_t worker = blockIdx.z;
     ptx::launch_dependents();
     const bool early = p.tables_ready != 0;
     if (!early) ptx::wait_for_previous();
@@ -96,7 +95,7 @@ __device__ __forceinline__ void read_items(const DecodeParams& p, uint8_t* share
             folded ^= read_share<T>(row_loader, pages, first_token, item.token_end, num_tiles, wait);
         }
     }
-    if (p.gqa_group == 0xffffffffu) reinterpret_cast<uint32_t*>(p.out)[blockIdx.x * kNumThreads + threadIdx.x] = folded;
+    if (p.gqa_group == 0xffffffffu) reinterpret_cast<uint32_t*>(p.out)[blockIdx.z * kNumThreads + threadIdx.x] = folded;
 }
 
 }  // namespace kv8

@@ -2,15 +2,15 @@
 //
 // Block: x = 32 * token warps, y = kv heads of the CTA, 4 warps in all. One head with four token warps suits short work and few
 // heads; four heads with one token warp each read the neighbouring rows of one token together, which shuffled slots need.
-// Grid: x = worker * (num_kv_heads / blockDim.y) + head block (heads fastest: neighbouring heads share memory sectors in time),
-// y = block of T::kRows query rows. A CTA does the items of its worker in order; within an item and head, token warp w owns the
+// Grid: x = head block, of num_kv_heads / blockDim.y (fastest: neighbouring heads share memory sectors in time), y = block of
+// T::kRows query rows, z = worker. A CTA does the items of its worker in order; within an item and head, token warp w owns the
 // 16-token tiles w, w + token warps, ... counted from the item's first token, with its own cp.async ring and its own softmax
 // state. There is no block barrier until the warps are merged, in fixed order: the bits of a result depend on the item's bounds
 // and the block's shape alone. Variants that keep their queries in shared memory take one head a CTA.
 // May be launched as a programmatic dependent of the kernel before it.
 // An item without a partial writes out and lse; the others write (o, m, l) for stage 2.
 // In shares (num_shares > 0) there are no items: a cluster of num_shares CTAs takes one request and head block, see inbox.cuh, and
-// the grid is x = (request * head blocks + head block) * num_shares + rank.
+// z = request * num_shares + rank.
 //
 // A step: wait for a tile, score its K, weigh, accumulate its V, refill its stage (in step with other heads: the
 // stage before). Tiles come as runs of records by bulk copy, or as rows that lie side by side, where the cache and the item allow,
@@ -63,12 +63,8 @@ struct Stage1 {
     static constexpr bool kExact = T::kArithmetic == Arithmetic::kF32;
 
     // Made anew where they are used, rather than kept in registers through the tiles.
-    static __device__ __forceinline__ uint32_t head_blocks(const DecodeParams& p) { return p.cache.num_kv_heads >> (__ffs(blockDim.y) - 1); }
-    static __device__ __forceinline__ uint32_t cluster_here(const DecodeParams& p) {
-        return p.num_shares > 1 ? ptx::block_x() / p.num_shares : ptx::block_x();
-    }
     static __device__ __forceinline__ QueryRows rows_here(const DecodeParams& p) {
-        return QueryRows(p, cluster_here(p) % head_blocks(p) * blockDim.y + threadIdx.y, T::kRows);
+        return QueryRows(p, ptx::block_x() * blockDim.y + threadIdx.y, T::kRows);
     }
 
     // soft-cap and ALiBi, base 2.
@@ -315,7 +311,7 @@ struct Stage1 {
         ptx::keep(lane);
         ptx::keep(warp);
         const uint32_t token_warps = blockDim.x / 32;
-        const auto worker = [&] { return cluster_here(p) / head_blocks(p); };  // or request
+        const auto worker = [&] { return p.num_shares > 1 ? ptx::cluster_z() : ptx::block_z(); };  // or request
         const auto ring_idx = [&] { return threadIdx.y * token_warps + warp; };
         ptx::launch_dependents();
         // Nothing of device memory is read before the kernel before this one has ended, unless the tables were ready even then.

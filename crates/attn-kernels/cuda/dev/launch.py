@@ -82,7 +82,7 @@ class Kernels:
         if dependent:
             attributes.append(LaunchAttribute(6, 0, numbers(1)))  # programmatic stream serialization
         if cluster > 1:
-            attributes.append(LaunchAttribute(4, 0, numbers(cluster, 1, 1)))
+            attributes.append(LaunchAttribute(4, 0, numbers(1, 1, cluster)))
         if policy:
             attributes.append(LaunchAttribute(5, 0, numbers(policy)))
         if attributes:
@@ -262,10 +262,10 @@ class Decode:
         if heads_per_cta > kernels.by_symbol[self.symbol]["max_heads"] or cache.heads % heads_per_cta:
             heads_per_cta = 1
         self.block = (128 // heads_per_cta, heads_per_cta, 1)
-        self.grid = (self.num_workers * cache.heads // heads_per_cta, -(-rows // (8 * row_tiles)), 1)
+        self.grid = (cache.heads // heads_per_cta, -(-rows // (8 * row_tiles)), self.num_workers)
         self.more_shared = 0
         if shares:
-            self.grid = (self.batch * cache.heads // heads_per_cta * shares, *self.grid[1:])
+            self.grid = (*self.grid[:2], self.batch * shares)
         if shares > 1:
             elements = min(rows, 8 * row_tiles) * self.dim // 4
             self.more_shared = 16 + heads_per_cta * shares * -(-elements // shares) * 24

@@ -130,7 +130,7 @@ impl Kernels {
             && self.device().facts().sm >= CLUSTER_VERSION;
         let most_shares = if has_clusters {
             let shape = LaunchShape {
-                grid: [MAX_SHARES, row_blocks, 1],
+                grid: [1, row_blocks, MAX_SHARES],
                 block: [STAGE1_THREADS, 1],
                 shared_bytes: instance.shared_bytes
                     + inbox_bytes(instance, spec, MAX_SHARES, instance.max_heads),
@@ -225,7 +225,7 @@ impl Decoder {
             if num_shares > 0 { args.batch.saturating_mul(num_shares) } else { args.plan.num_workers };
         let inbox = inbox_bytes(self.instance, args.spec, num_shares, heads_per_block);
         LaunchShape {
-            grid: [workers.saturating_mul(params.cache.num_kv_heads / heads_per_block), self.row_blocks, 1],
+            grid: [params.cache.num_kv_heads / heads_per_block, self.row_blocks, workers],
             block: [STAGE1_THREADS / heads_per_block, heads_per_block],
             shared_bytes: self.instance.shared_bytes + inbox,
             cluster: num_shares.max(1),

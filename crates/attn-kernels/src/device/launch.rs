@@ -16,7 +16,7 @@ pub struct LaunchShape {
     pub block: [u32; 2],
     /// Dynamic shared memory of a block, in bytes.
     pub shared_bytes: u32,
-    /// Blocks along x that run at once and reach each other's shared memory; 1: none do.
+    /// Blocks along z that run at once and reach each other's shared memory; 1: none do.
     pub cluster: u32,
 }
 
@@ -97,7 +97,7 @@ impl Kernel {
         let overlaps =
             order == Order::Overlapping && facts.sm >= OVERLAP_SM && facts.driver_version >= OVERLAP_DRIVER;
         if overlaps || shape.cluster > 1 {
-            let cluster = LaunchAttribute::new(CLUSTER_DIMENSION, &[shape.cluster, 1, 1]);
+            let cluster = LaunchAttribute::new(CLUSTER_DIMENSION, &[1, 1, shape.cluster]);
             let overlap = LaunchAttribute::new(PROGRAMMATIC_STREAM_SERIALIZATION, &[1]);
             // Those that are wanted come first.
             let mut attributes = if shape.cluster > 1 { [cluster, overlap] } else { [overlap, cluster] };
@@ -166,8 +166,8 @@ impl Kernel {
                 "grid {x} x {y} x {z}; at most {MAX_GRID_X} x {MAX_GRID_YZ} x {MAX_GRID_YZ}, none 0"
             ));
         }
-        if shape.cluster == 0 || !x.is_multiple_of(shape.cluster) {
-            return refuse(format!("clusters of {} blocks in a grid of {x}", shape.cluster));
+        if shape.cluster == 0 || !z.is_multiple_of(shape.cluster) {
+            return refuse(format!("clusters of {} blocks along a grid of {z}", shape.cluster));
         }
         let threads = u64::from(shape.block[0]) * u64::from(shape.block[1]);
         if threads == 0 || threads > u64::from(facts.max_block_threads) {
