@@ -1,7 +1,7 @@
 //! The choices that a search looks at.
 
 use crate::choice::{Choice, HEADS_PER_BLOCK, TILE_LEN};
-use crate::model::CLUSTER_ROOM;
+use crate::model::{CLUSTER_ROOM, LINE_BYTES};
 use crate::{PolicyClass, RunKey, Shape, StaticKey};
 use attn_plan::MAX_SHARES;
 
@@ -57,10 +57,14 @@ impl Candidates {
             && key.layout.is_scattered()
             && shape.max_heads_per_block >= 4
             && num_kv_heads.is_multiple_of(4);
-        // Between workers of one head and of four, two heads are never far better: `Self::all` tries them. Shares are short work,
-        // for which four are slow.
+        // Four heads pay where the kernel takes them in step, or where a row is less than a line of memory; else two are the
+        // better. Shares are short work, for which four are slow.
         let (heads_per_block, share_heads_per_block): (&[u32], &[u32]) =
-            if together { (&[1, 4], &[1, 2]) } else { (&[1], &[1]) };
+            match (together, key.goes_in_step() || key.head_dim < LINE_BYTES) {
+                (false, _) => (&[1], &[1]),
+                (true, false) => (&[1, 2], &[1, 2]),
+                (true, true) => (&[1, 4], &[1, 2]),
+            };
         Self {
             full: (num_sms * shape.blocks_per_sm).max(1),
             heads_per_block,

@@ -96,6 +96,15 @@ pub struct StaticKey {
 }
 
 impl StaticKey {
+    /// Whether four heads of a block go through scattered rows in step, and gain by it (`docs/kernel-log.md`, section 17).
+    pub fn goes_in_step(&self) -> bool {
+        self.layout == LayoutClass::PlanesScattered
+            && self.head_dim == 128
+            && (self.k_group_len, self.v_group_len) == (8, 8)
+            && self.scale_type == ScaleType::F16
+            && self.gqa_group * self.q_len <= 8
+    }
+
     /// The key of a cache, a spec and a policy.
     pub fn of(layout: &CacheLayout, spec: &DecodeSpec, policy: SplitPolicy) -> Self {
         let format = layout.format();

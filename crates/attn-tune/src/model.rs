@@ -124,8 +124,11 @@ pub struct CostModel {
     pub shares_wave_us: f64,
 }
 
-/// What several heads a block cost beside, microseconds: fewer warps share a head's tokens, and four heads go in step.
-const TOGETHER_US: f64 = 2.0;
+/// What two heads a block cost beside, microseconds: fewer warps share a head's tokens.
+const TWO_HEADS_US: f64 = 2.0;
+/// What four heads a block cost beside: one warp a head, and heads in step wait for each other. Read off LightLLM's buffers on an
+/// H200: 7 us more than one head at 168 MB, none at 671, 40 less at 1342.
+const FOUR_HEADS_US: f64 = 8.0;
 
 impl Default for CostModel {
     fn default() -> Self {
@@ -140,7 +143,7 @@ impl Default for CostModel {
             thin: 0.561,
             merge_us: 1.78,
             merge_partial_us: 0.02,
-            crowd_us: 2.2,
+            crowd_us: 1.6,
             shares_us: 4.99,
             shares_gb_per_s: 27.3,
             shares_overlap: 1.6,
@@ -252,7 +255,11 @@ impl CostModel {
             let deepest = 1.0 + used * f64::from(run.longest) / tokens.max(1.0);
             self.merge_us + self.merge_partial_us * deepest
         };
-        let together = if choice.heads_per_block > 1 { TOGETHER_US } else { 0.0 };
+        let together = match choice.heads_per_block {
+            1 => 0.0,
+            2 => TWO_HEADS_US,
+            _ => FOUR_HEADS_US,
+        };
         self.launch_us + self.crowd(num_sms, blocks) + stream + items * self.item_us + merge + together
     }
 

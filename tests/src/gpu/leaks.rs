@@ -22,6 +22,8 @@ const NUM_CALLS: u64 = 100_000;
 const NUM_SESSIONS: u64 = 100;
 /// Less than a hundred bytes a call: the allocator's and the driver's own play.
 const MOST_GROWTH: u64 = 8 << 20;
+/// Memory that a pool is too large for: its two planes of codes stay below 64 GiB each.
+const MOST_ROOM: usize = 100 << 30;
 /// What the driver hands out memory in.
 const GRANULE: usize = 2 << 20;
 
@@ -123,12 +125,16 @@ pub fn out_of_memory(ledger: &Ledger) -> Result<(), String> {
     let case = case();
     let mut open_already = open(&case, 16).map_err(text)?;
     let (free, total) = device.memory_info().map_err(text)?;
-    // More than the whole device, in buffers of K and V of which each alone would fit.
+    // More than what the device has, in buffers of K and V of which each alone would fit. A larger device is made smaller
+    // first: a plane of codes is within the kernels' reach.
+    let room = total.min(MOST_ROOM);
+    let ballast = (room < total).then(|| device.alloc(total - room)).transpose().map_err(text)?;
     let page = case.layout_of(1).buffer_bytes().iter().sum::<u64>();
-    match open(&case, (total + total / 16) as u64 / page) {
-        Err(Error::DeviceOutOfMemory { requested, .. }) if requested as usize >= total / 16 => {}
+    match open(&case, (room + room / 16) as u64 / page) {
+        Err(Error::DeviceOutOfMemory { requested, .. }) if requested as usize >= room / 16 => {}
         other => return Err(format!("a pool larger than the device: {:?}", other.map(|_| ()))),
     }
+    drop(ballast);
     // What others hold is theirs; take the rest, in smaller and smaller pieces.
     let mut hogs: Vec<DeviceBuffer> = Vec::new();
     let mut piece = free;
