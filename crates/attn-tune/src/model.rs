@@ -128,7 +128,7 @@ pub struct CostModel {
 const TWO_HEADS_US: f64 = 2.0;
 /// What four heads a block cost beside: one warp a head, and heads in step wait for each other. Read off LightLLM's buffers on an
 /// H200: 7 us more than one head at 168 MB, none at 671, 40 less at 1342.
-const FOUR_HEADS_US: f64 = 8.0;
+const FOUR_HEADS_US: f64 = 10.0;
 
 impl Default for CostModel {
     fn default() -> Self {
@@ -143,7 +143,7 @@ impl Default for CostModel {
             thin: 0.561,
             merge_us: 1.78,
             merge_partial_us: 0.02,
-            crowd_us: 1.6,
+            crowd_us: 0.5,
             shares_us: 4.99,
             shares_gb_per_s: 27.3,
             shares_overlap: 1.6,

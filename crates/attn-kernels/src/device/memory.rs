@@ -112,21 +112,11 @@ impl DeviceBuffer {
     }
 
     /// Copies `values` to byte `offset`; returns when the bytes are there, for every stream.
-    /// (The driver's copy from pageable memory alone may return while the last part is still under way.)
     ///
     /// # Errors
     /// [`DeviceError::OutOfBounds`]; [`DeviceError::Driver`].
     pub fn write<T: Pod>(&self, offset: usize, values: &[T]) -> Result<(), DeviceError> {
-        let bytes: &[u8] = bytemuck::cast_slice(values);
-        let to = self.range(offset, bytes.len())?;
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let _current = self.device.enter()?;
-        // SAFETY: the source is a slice of that length, the target lies in the buffer, and the call is synchronous.
-        let code = unsafe { driver::cuMemcpyHtoD_v2(to, bytes.as_ptr().cast(), bytes.len()) };
-        self.device.check("cuMemcpyHtoD", code)?;
-        Stream::default_of(&self.device).synchronize()
+        self.device.write_view(self.view(), offset as u64, bytemuck::cast_slice(values))
     }
 
     /// Copies from byte `offset` into `values`, after all earlier work of the default stream.

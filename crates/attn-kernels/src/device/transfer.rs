@@ -23,8 +23,9 @@ impl CudaDevice {
         self.check("cuMemcpyDtoH", code)
     }
 
-    /// Copies to byte `offset` of a view; returns when the host memory may be reused. Work on streams other than the
+    /// Copies to byte `offset` of a view; returns when the bytes are there, for every stream. Work on streams other than the
     /// default one has to be waited for first.
+    /// (The driver's copy from pageable memory alone may return while the last part is still under way.)
     ///
     /// # Errors
     /// [`DeviceError::OutOfBounds`]; [`DeviceError::Driver`].
@@ -36,7 +37,8 @@ impl CudaDevice {
         let _current = self.enter()?;
         // SAFETY: the source is a slice of that length, the target lies in the view, and the call is synchronous.
         let code = unsafe { driver::cuMemcpyHtoD_v2(to.address(), bytes.as_ptr().cast(), bytes.len()) };
-        self.check("cuMemcpyHtoD", code)
+        self.check("cuMemcpyHtoD", code)?;
+        Stream::default_of(self).synchronize()
     }
 }
 
