@@ -199,25 +199,13 @@ fn report(data: &Data) -> Result<String> {
 mod tests {
     use super::*;
     use crate::tune::journal::{Entry, Header};
+    use crate::tune::tests::{SHAPE, machine};
     use attn_tune::{Candidates, Timing};
 
     /// Times made by the model itself, with other constants and noise of a percent.
     fn journal(model: &CostModel) -> Contents {
-        let machine = Machine {
-            device: "A GPU".to_owned(),
-            arch: "sm_90".to_owned(),
-            build: "0123456789ab".to_owned(),
-            num_sms: 132,
-            l2_bytes: 50 << 20,
-            read_gb_per_s: 3000.0,
-        };
-        let shape = Shape {
-            blocks_per_sm: 3,
-            max_heads_per_block: 4,
-            row_blocks: 1,
-            row_bytes: 320,
-            most_shares: 16,
-        };
+        let machine = machine();
+        let shape = SHAPE;
         let mut entries = Vec::new();
         let mut turn = 0u32;
         for layout in ["records-paged", "planes-scattered"] {

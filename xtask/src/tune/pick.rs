@@ -74,25 +74,13 @@ fn is_same(a: &SplitPlan, b: &SplitPlan) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tune::tests::{SHAPE, machine};
 
     #[test]
     fn the_models_choice_comes_first_every_kind_has_a_turn_and_no_plan_comes_twice() {
-        let machine = Machine {
-            device: "A GPU".to_owned(),
-            arch: "sm_90".to_owned(),
-            build: "0123456789ab".to_owned(),
-            num_sms: 132,
-            l2_bytes: 50 << 20,
-            read_gb_per_s: 3000.0,
-        };
+        let machine = machine();
         let model = CostModel::default();
-        let shape = Shape {
-            blocks_per_sm: 3,
-            max_heads_per_block: 4,
-            row_blocks: 1,
-            row_bytes: 320,
-            most_shares: 16,
-        };
+        let shape = SHAPE;
         let spec = DecodeSpec::new(32, 8, 128);
         let key: StaticKey = "d128 k8 v8 f16 gqa4 q1 planes-scattered throughput".parse().unwrap();
         let first = Choice {

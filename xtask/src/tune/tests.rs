@@ -18,8 +18,21 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-const SHAPE: Shape =
+/// A kernel of head_dim 128 and groups of 8.
+pub const SHAPE: Shape =
     Shape { blocks_per_sm: 3, max_heads_per_block: 4, row_blocks: 1, row_bytes: 320, most_shares: 16 };
+
+/// A made-up GPU.
+pub fn machine() -> Machine {
+    Machine {
+        device: "A GPU".to_owned(),
+        arch: "sm_90".to_owned(),
+        build: "0123456789ab".to_owned(),
+        num_sms: 132,
+        l2_bytes: 50 << 20,
+        read_gb_per_s: 3000.0,
+    }
+}
 
 fn choice(num_blocks: u32) -> Choice {
     Choice { num_blocks, heads_per_block: 1, min_split_tiles: 1, item_overhead: 1, num_shares: 0 }
@@ -177,14 +190,7 @@ impl Device for Crashing {
 }
 
 fn header(build: &str) -> Header {
-    let machine = Machine {
-        device: "A GPU".to_owned(),
-        arch: "sm_90".to_owned(),
-        build: build.to_owned(),
-        num_sms: 132,
-        l2_bytes: 50 << 20,
-        read_gb_per_s: 3000.0,
-    };
+    let machine = Machine { build: build.to_owned(), ..machine() };
     Header { machine, driver: "13.0".to_owned(), date: "2026-11-22".to_owned() }
 }
 
