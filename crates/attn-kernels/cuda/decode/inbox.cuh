@@ -38,11 +38,13 @@ struct Inbox {
 
     // Once, by all threads: opens the inbox of this CTA and says so to the others.
     __device__ __forceinline__ void open() const {
-        if (threadIdx.x == 0 && threadIdx.y == 0) {
+        const bool opens = threadIdx.x == 0 && threadIdx.y == 0;
+        if (opens) {
             ptx::barrier_init(barrier);
             ptx::fence_barrier_init();
-            ptx::barrier_expect(barrier, owned * num_shares * blockDim.y * 24);
         }
+        __syncwarp();
+        if (opens) ptx::barrier_expect(barrier, owned * num_shares * blockDim.y * 24);
         __syncwarp();
         ptx::cluster_arrive();
     }

@@ -358,6 +358,7 @@ struct Stage1 {
                 if (RunLoader<T>::serves(p.cache) && first_token % kTileTokens == 0) {
                     RunLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring, barriers, kept[6]);
                     again = do_share(share, loader, arith, state);
+                    __syncwarp();  // the phases before are read, by warps without a tile too
                     if (lane == 0) kept[6] = loader.phases;
                 } else if (T::kBlocks && first_token % kTileTokens == 0 && BlockLoader<T>::serves(p.cache)) {
                     if constexpr (T::kBlocks) {
