@@ -222,11 +222,12 @@ struct RowLoader {
         return inside && !readable;
     }
 
-    // Asks for the first tiles of a range ahead of time: their bytes come into the L2, nothing is waited for.
-    __device__ __forceinline__ void prefetch_first_tiles(uint32_t num_tiles) {
+    // Asks for the first tiles of a range from number `from` on, the next to be filled, ahead of time: their bytes come into the
+    // L2, nothing is waited for.
+    __device__ __forceinline__ void prefetch_first_tiles(uint32_t from, uint32_t num_tiles) {
         const uint32_t first = position;
 #pragma unroll 1
-        for (uint32_t i = 0; i < T::kNumStages && i < num_tiles; ++i) {
+        for (uint32_t i = from; i < T::kNumStages && i < num_tiles; ++i) {
             page = stage_page(ring + i * T::kStageBytes);
             locate();
             if constexpr (TOGETHER) {

@@ -101,9 +101,9 @@ struct RunLoader {
         next_pages = read_page(32 + lane);
     }
 
-    // Asks for the first tiles of a range ahead of time: their bytes come into the L2, nothing is waited for.
-    __device__ __forceinline__ void prefetch_first_tiles(uint32_t num_tiles) const {
-        if (lane < T::kNumStages && lane < num_tiles && static_cast<uint32_t>(pages) < num_pages) {
+    // Asks for the first tiles of a range from number `from` on ahead of time: their bytes come into the L2, nothing is waited for.
+    __device__ __forceinline__ void prefetch_first_tiles(uint32_t from, uint32_t num_tiles) const {
+        if (lane >= from && lane < T::kNumStages && lane < num_tiles && static_cast<uint32_t>(pages) < num_pages) {
             const uint64_t offset = offset_of(pages, first + lane * tile_stride);
             ptx::prefetch_l2(k + offset, kTileTokens * record);
             ptx::prefetch_l2(v + offset, kTileTokens * record);

@@ -30,8 +30,11 @@ struct F32Arithmetic {
           v_shift(group_shift(T::kHeadDim, p.cache.v_group_len)) {}
 
     struct RawQuery {};
+    struct QuerySource {};
 
-    __device__ __forceinline__ void fetch_query(const DecodeParams& p, const QueryRows& rows, uint32_t request_idx, RawQuery&) {
+    __device__ __forceinline__ void fetch_query(const DecodeParams&, const QuerySource&, RawQuery&) {}
+
+    __device__ __forceinline__ QuerySource find_query(const DecodeParams& p, const QueryRows& rows, uint32_t request_idx) {
 #pragma unroll
         for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
@@ -40,6 +43,7 @@ struct F32Arithmetic {
                 query[tile][j] = rows.element(p, request_idx, query_row);
             }
         }
+        return {};
     }
 
     __device__ __forceinline__ void load_query(const DecodeParams&, const RawQuery&, uint32_t) {}

@@ -101,24 +101,40 @@ struct MmaArithmetic {
         uint4 parts[kRowTiles][T::kHeadDim / 32][2];  // 8 channels each; the second half is for f32
     };
 
-    __device__ __forceinline__ void fetch_query(const DecodeParams& p, const QueryRows& rows, uint32_t request_idx,
-                                                RawQuery& raw) const {
-        const uint32_t unit_bytes = float_bytes(p.q_type);
+    // Where this lane's first channel of its query rows lies; nullptr: there is no such row. Needs nothing but the shapes.
+    struct QuerySource {
+        const uint8_t* rows[kRowTiles];
+    };
+
+    __device__ __forceinline__ QuerySource find_query(const DecodeParams& p, const QueryRows& rows, uint32_t request_idx) const {
+        QuerySource source;
+        const uint32_t channel = T::k_channel(0, column);
 #pragma unroll
         for (int tile = 0; tile < kRowTiles; ++tile) {
             const uint32_t query_row = rows.first() + 8 * tile + row;
-            const bool inside = query_row < rows.total();
-            const uint8_t* q = reinterpret_cast<const uint8_t*>(p.q) +
-                               rows.element(p, request_idx, inside ? query_row : 0) * unit_bytes;
+            const uint64_t element = rows.element(p, request_idx, min(query_row, rows.total() - 1)) + channel;
+            const uint8_t* q = reinterpret_cast<const uint8_t*>(p.q) + element * float_bytes(p.q_type);
+            source.rows[tile] = query_row < rows.total() ? q : nullptr;
+            ptx::keep(source.rows[tile]);
+        }
+        return source;
+    }
+
+    __device__ __forceinline__ void fetch_query(const DecodeParams& p, const QuerySource& source, RawQuery& raw) const {
+#pragma unroll
+        for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
             for (int part = 0; part < T::kHeadDim / 32; ++part) {
                 constexpr int kParts = T::kKUnitBytes / 8;  // of a unit
-                const uint32_t channel = T::k_channel(part / kParts, column) + 8 * (part % kParts);
-                const uint4* src = reinterpret_cast<const uint4*>(q + channel * unit_bytes);
+                const uint32_t channel = T::k_channel(part / kParts, 0) + 8 * (part % kParts);
                 raw.parts[tile][part][0] = raw.parts[tile][part][1] = make_uint4(0, 0, 0, 0);
-                if (inside) {
+                if (source.rows[tile] == nullptr) continue;
+                if (p.q_type == kFloatF32) {
+                    const uint4* src = reinterpret_cast<const uint4*>(source.rows[tile] + channel * 4);
                     raw.parts[tile][part][0] = src[0];
-                    if (p.q_type == kFloatF32) raw.parts[tile][part][1] = src[1];
+                    raw.parts[tile][part][1] = src[1];
+                } else {
+                    raw.parts[tile][part][0] = *reinterpret_cast<const uint4*>(source.rows[tile] + channel * 2);
                 }
             }
         }

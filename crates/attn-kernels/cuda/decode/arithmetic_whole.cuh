@@ -46,22 +46,36 @@ struct WholeArithmetic {
     __device__ __forceinline__ WholeArithmetic(const DecodeParams& p, uint32_t lane_idx, uint8_t*, uint8_t*)
         : lane(lane_idx), row(lane_idx / 4), column(lane_idx % 4), scale_type(p.cache.scale_type), careful(true) {}
 
-    __device__ __forceinline__ void fetch_query(const DecodeParams& p, const QueryRows& rows, uint32_t request_idx,
-                                                RawQuery& raw) const {
+    // Where this lane's first channel of its query rows lies; nullptr: there is no such row. Needs nothing but the shapes.
+    struct QuerySource {
+        const uint8_t* rows[kRowTiles];
+    };
+
+    __device__ __forceinline__ QuerySource find_query(const DecodeParams& p, const QueryRows& rows, uint32_t request_idx) const {
+        QuerySource source;
 #pragma unroll
         for (int tile = 0; tile < kRowTiles; ++tile) {
             const uint32_t query_row = rows.first() + 8 * tile + row;
-            const bool inside = query_row < rows.total();
-            const uint64_t first = rows.element(p, request_idx, inside ? query_row : 0) + 4 * column;
+            const uint64_t element = rows.element(p, request_idx, min(query_row, rows.total() - 1)) + 4 * column;
+            const uint8_t* q = reinterpret_cast<const uint8_t*>(p.q) + element * float_bytes(p.q_type);
+            source.rows[tile] = query_row < rows.total() ? q : nullptr;
+            ptx::keep(source.rows[tile]);
+        }
+        return source;
+    }
+
+    __device__ __forceinline__ void fetch_query(const DecodeParams& p, const QuerySource& source, RawQuery& raw) const {
+#pragma unroll
+        for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
             for (int part = 0; part < T::kHeadDim / 16; ++part) {
                 uint4& to = raw.parts[tile][part];
                 to = make_uint4(0, 0, 0, 0);
-                if (!inside) continue;
+                if (source.rows[tile] == nullptr) continue;
                 if (p.q_type == kFloatF32) {
-                    to = *reinterpret_cast<const uint4*>(p.q + (first + 16 * part) * 4);
+                    to = *reinterpret_cast<const uint4*>(source.rows[tile] + part * 64);
                 } else {
-                    const uint2 half = *reinterpret_cast<const uint2*>(p.q + (first + 16 * part) * 2);
+                    const uint2 half = *reinterpret_cast<const uint2*>(source.rows[tile] + part * 32);
                     to.x = half.x, to.y = half.y;
                 }
             }

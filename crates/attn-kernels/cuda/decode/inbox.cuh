@@ -13,14 +13,20 @@
 
 namespace kv8 {
 
-constexpr uint32_t kShareTile = kWarps * kTileTokens;
+constexpr uint32_t kShareTile = 4 * kTileTokens;
 
-template <class T>
+// x / y for both below 2^12: a half more of x keeps the quotient further from a whole number than rcp_approx errs.
+__device__ __forceinline__ uint32_t small_quotient(uint32_t x, uint32_t y) {
+    return static_cast<uint32_t>((static_cast<float>(x) + 0.5f) * ptx::rcp_approx(static_cast<float>(y)));
+}
+
+// HEAD_DIM of the variant; BEGIN: bytes of shared memory in front of the inbox.
+template <int HEAD_DIM, int BEGIN>
 struct Inbox {
-    static constexpr uint32_t kFours = T::kHeadDim / 4;
-    static constexpr int kBarrierAt = T::kSharedBytes;
+    static constexpr uint32_t kFours = HEAD_DIM / 4;
+    static constexpr int kBarrierAt = BEGIN;
     static constexpr int kElementsAt = kBarrierAt + 16;  // float4 [heads][per_share][num_shares], then float2 of the same shape
-    static_assert(T::kSharedBytes % 16 == 0);
+    static_assert(BEGIN % 16 == 0);
 
     uint32_t num_shares;
     uint32_t rank;
@@ -28,11 +34,17 @@ struct Inbox {
     uint32_t owned;      // by this one
     uint32_t barrier;
 
+    // Where an element goes: the barrier of its owner, and its place among what that one receives.
+    struct Address {
+        uint32_t barrier;
+        uint32_t slot;
+    };
+
     // Made anew where it is used, rather than kept in registers through the tiles.
     __device__ __forceinline__ Inbox(uint32_t shares, uint32_t num_rows, uint8_t* shared)
         : num_shares(shares), rank(ptx::cluster_rank()), barrier(ptx::shared_address(shared + kBarrierAt)) {
         const uint32_t elements = num_rows * kFours;
-        per_share = (elements + num_shares - 1) / num_shares;
+        per_share = small_quotient(elements + num_shares - 1, num_shares);
         owned = min(elements, (rank + 1) * per_share) - min(elements, rank * per_share);
     }
 
@@ -52,46 +64,49 @@ struct Inbox {
     // Once, before the first `send`.
     __device__ __forceinline__ void wait_for_others() const { ptx::cluster_wait(); }
 
-    __device__ __forceinline__ void send(uint32_t element, const RowState& state, const float (&x)[4]) const {
-        // Exact: an owner is less than 16, and elements are too few to come near the next.
-        const float inverse = ptx::rcp_approx(static_cast<float>(per_share));
-        const uint32_t owner = static_cast<uint32_t>((static_cast<float>(element) + 0.5f) * inverse);
-        const uint32_t at = slot(element - owner * per_share, rank);
-        const uint32_t base = barrier + (kElementsAt - kBarrierAt);
-        const uint32_t to = ptx::address_in(barrier, owner);
-        ptx::send_async(ptx::address_in(base + at * 16, owner), make_float4(x[0], x[1], x[2], x[3]), to);
-        ptx::send_async(ptx::address_in(states_at(base) + at * 8, owner), make_float2(state.m, state.l), to);
+    __device__ __forceinline__ Address address_of(uint32_t element) const {
+        const uint32_t owner = small_quotient(element, per_share);
+        return {ptx::address_in(barrier, owner), slot(element - owner * per_share, rank)};
     }
 
-    // `write(element, state, x)` is called once for each element of this thread's head that this CTA owns.
-    template <class Write>
-    __device__ __forceinline__ void receive(uint8_t* shared, Write&& write) const {
+    __device__ __forceinline__ void send(const Address& address, const RowState& state, const float (&x)[4]) const {
+        const uint32_t base = address.barrier + (kElementsAt - kBarrierAt);
+        ptx::send_async(base + address.slot * 16, make_float4(x[0], x[1], x[2], x[3]), address.barrier);
+        ptx::send_async(states_at(base) + address.slot * 8, make_float2(state.m, state.l), address.barrier);
+    }
+
+    // For each element of this thread's head that this CTA owns, by one thread: `write(place(element), state, x)`. What `place`
+    // works out is ready when the shares arrive.
+    template <class Place, class Write>
+    __device__ __forceinline__ void receive(uint8_t* shared, Place&& place, Write&& write) const {
         const uint8_t* base = shared + kElementsAt;
         const uint32_t lanes_log2 = 32 - __clz(num_shares - 1);
         const uint32_t lanes = 1u << lanes_log2;
-        ptx::cluster_barrier_wait(barrier, 0);
+        bool waits = true;
         for (uint32_t first = 0; first < owned << lanes_log2; first += blockDim.x) {
             const uint32_t idx = first + threadIdx.x;
             const uint32_t source = idx & (lanes - 1);
             const uint32_t local = idx >> lanes_log2;
-            float4 o = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            float2 ml = make_float2(-CUDART_INF_F, 0.0f);
-            if (local < owned && source < (mutant(27) ? num_shares - 1 : num_shares)) {
-                const uint32_t at = slot(local, source);
-                o = *reinterpret_cast<const float4*>(base + at * 16);
-                const float2 got = *reinterpret_cast<const float2*>(states_at(base) + at * 8);
-                if (got.y > 0.0f) ml = got;
-            }
+            const bool sent = local < owned && source < (mutant(27) ? num_shares - 1 : num_shares);
+            const bool writes = source == 0 && local < owned;
+            const uint32_t at = slot(sent ? local : 0, sent ? source : 0);
+            const auto target = place(rank * per_share + (writes ? local : 0));
+            if (waits) ptx::cluster_barrier_wait(barrier, 0);
+            waits = false;
+            float4 o = *reinterpret_cast<const float4*>(base + at * 16);
+            float2 ml = *reinterpret_cast<const float2*>(states_at(base) + at * 8);
+            if (!sent) o = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (!sent || !(ml.y > 0.0f)) ml = make_float2(-CUDART_INF_F, 0.0f);
             const float m = segment_max(ml.x, lanes);
-            const float weight = ml.y > 0.0f ? (mutant(26) ? 1.0f : exp2f(ml.x - m)) : 0.0f;
+            const float weight = ml.y > 0.0f ? (mutant(26) ? 1.0f : ptx::ex2_approx(ml.x - m)) : 0.0f;
             float sums[5] = {ml.y * weight, o.x * weight, o.y * weight, o.z * weight, o.w * weight};
             for (uint32_t step = 1; step < lanes; step *= 2) {
 #pragma unroll
                 for (int i = 0; i < 5; ++i) sums[i] += __shfl_xor_sync(kFullWarp, sums[i], step);
             }
-            if (source == 0 && local < owned) {
+            if (writes) {
                 float x[4] = {sums[1], sums[2], sums[3], sums[4]};
-                write(rank * per_share + local, RowState{m, sums[0]}, x);
+                write(target, RowState{m, sums[0]}, x);
             }
         }
     }
@@ -100,8 +115,8 @@ struct Inbox {
     __device__ __forceinline__ uint32_t slot(uint32_t local, uint32_t source) const {
         return (threadIdx.y * per_share + local) * num_shares + source;
     }
-    template <class Address>
-    __device__ __forceinline__ Address states_at(Address base) const {
+    template <class Base>
+    __device__ __forceinline__ Base states_at(Base base) const {
         return base + blockDim.y * per_share * num_shares * 16;
     }
 };

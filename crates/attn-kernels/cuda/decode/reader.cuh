@@ -7,23 +7,31 @@
 #include "../cache/row_loader.cuh"
 #include "../cache/run_loader.cuh"
 #include "../params/decode.h"
+#include "ready.cuh"
 #include "traits.cuh"
 
 namespace kv8 {
 
 template <class T, class Loader>
 __device__ __forceinline__ uint32_t read_share(Loader& loader, const int32_t* pages, uint32_t first_token, uint32_t token_end,
-                                               uint32_t num_tiles, bool wait) {
+                                               uint32_t num_tiles, bool wait, uint32_t history) {
     const auto ignore = [](uint32_t, int32_t) {};
     uint32_t folded = 0;
     loader.begin(pages, first_token, token_end);
+    uint32_t stage = 0;
     if (wait) {
-        loader.prefetch_first_tiles(num_tiles);
+        const uint32_t num_early = tiles_before<T>(first_token, loader.tile_stride, num_tiles, history);
+#pragma unroll 1
+        for (; stage < num_early; ++stage) {
+            loader.fill(stage, stage * T::kStageBytes, ignore);
+            loader.commit();
+        }
+        loader.prefetch_first_tiles(num_early, num_tiles);
         ptx::wait_for_previous();
     }
 #pragma unroll 1
-    for (uint32_t i = 0; i < T::kNumStages; ++i) {
-        if (i < num_tiles) loader.fill(i, i * T::kStageBytes, ignore);
+    for (; stage < T::kNumStages; ++stage) {
+        if (stage < num_tiles) loader.fill(stage, stage * T::kStageBytes, ignore);
         loader.commit();
     }
     uint32_t slot = 0;
@@ -56,7 +64,7 @@ __device__ __forceinline__ void read_items(const DecodeParams& p, uint8_t* share
     const uint32_t kv_head = blockIdx.x * blockDim.y + threadIdx.y;
     const uint32_t worker = blockIdx.z;
     ptx::launch_dependents();
-    const bool early = p.tables_ready != 0;
+    const bool early = p.ready != kReadyNothing;
     if (!early) ptx::wait_for_previous();
     const uint32_t* worker_starts = reinterpret_cast<const uint32_t*>(p.worker_starts);
     const WorkItem* items = reinterpret_cast<const WorkItem*>(p.items);
@@ -79,20 +87,21 @@ __device__ __forceinline__ void read_items(const DecodeParams& p, uint8_t* share
         const uint32_t first_token = item.token_start + warp * kTileTokens;
         const int32_t* pages = page_row(p.cache, item.request_idx);
         const bool wait = early && item_idx == first_item;
+        const uint32_t history = wait ? complete_tokens(p, reinterpret_cast<const uint32_t*>(p.kv_lens)[item.request_idx]) : 0;
         if (has_runs && first_token % kTileTokens == 0) {
-            folded ^= read_share<T>(run_loader, pages, first_token, item.token_end, num_tiles, wait);
+            folded ^= read_share<T>(run_loader, pages, first_token, item.token_end, num_tiles, wait, history);
         } else if (T::kBlocks && first_token % kTileTokens == 0 && BlockLoader<T>::serves(p.cache)) {
             if constexpr (T::kBlocks) {
                 BlockLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring);
-                folded ^= read_share<T>(loader, pages, first_token, item.token_end, num_tiles, wait);
+                folded ^= read_share<T>(loader, pages, first_token, item.token_end, num_tiles, wait, history);
             }
         } else if (RowLoader<T, true>::serves()) {
             __syncthreads();  // the rings are read
             RowLoader<T, true> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring);
-            folded ^= read_share<T>(loader, pages, first_token, item.token_end, num_tiles, wait);
+            folded ^= read_share<T>(loader, pages, first_token, item.token_end, num_tiles, wait, history);
         } else {
             ptx::fence_before_bulk_copies();
-            folded ^= read_share<T>(row_loader, pages, first_token, item.token_end, num_tiles, wait);
+            folded ^= read_share<T>(row_loader, pages, first_token, item.token_end, num_tiles, wait, history);
         }
     }
     if (p.gqa_group == 0xffffffffu) reinterpret_cast<uint32_t*>(p.out)[blockIdx.z * kNumThreads + threadIdx.x] = folded;

@@ -27,6 +27,7 @@
 #include "arithmetic_whole.cuh"
 #include "inbox.cuh"
 #include "query_rows.cuh"
+#include "ready.cuh"
 #include "result.cuh"
 #include "traits.cuh"
 
@@ -61,6 +62,7 @@ struct Stage1 {
     using Arith = std::conditional_t<T::kArithmetic == Arithmetic::kMma, TensorArith, F32Arithmetic<T>>;
     static constexpr int kRowTiles = T::kRowTiles;
     static constexpr bool kExact = T::kArithmetic == Arithmetic::kF32;
+    using SharesInbox = Inbox<T::kHeadDim, T::kSharedBytes>;
 
     // Made anew where they are used, rather than kept in registers through the tiles.
     static __device__ __forceinline__ QueryRows rows_here(const DecodeParams& p) {
@@ -136,7 +138,7 @@ struct Stage1 {
         constexpr uint32_t kFours = T::kHeadDim / 4;
         const uint32_t num_rows = rows_of(rows);
         const bool sends = p.num_shares > 1;
-        const Inbox<T> inbox(max(p.num_shares, 1u), num_rows, shared);
+        const SharesInbox inbox(max(p.num_shares, 1u), num_rows, shared);
         if (sends) inbox.wait_for_others();
         const int token_warps = static_cast<int>(blockDim.x / 32);
         const uint32_t first_ring = threadIdx.y * token_warps;
@@ -159,7 +161,7 @@ struct Stage1 {
                 x[0] += o.x * half * half, x[1] += o.y * half * half, x[2] += o.z * half * half, x[3] += o.w * half * half;
             }
             if (sends) {
-                inbox.send(idx, merged, x);
+                inbox.send(inbox.address_of(idx), merged, x);
             } else {
                 write_row(p, item, rows, rows.first() + row, channel, merged, x);
             }
@@ -224,8 +226,10 @@ struct Stage1 {
     };
 
     // Whether a scale left f16's range, which is rare: then all of it once more, carefully.
-    template <class Loader>
-    static __device__ __forceinline__ bool do_share(const Share& share, Loader& loader, Arith& arith, State& state) {
+    // `while_fetching` is called once the queries and the first tiles are asked for.
+    template <class Loader, class Fetching>
+    static __device__ __forceinline__ bool do_share(const Share& share, Loader& loader, Arith& arith, State& state,
+                                                    Fetching&& while_fetching) {
         const DecodeParams& p = share.p;
         const uint32_t num_tiles = share.num_tiles;
         const int32_t* pages = page_row(p.cache, share.request_idx);
@@ -234,22 +238,25 @@ struct Stage1 {
         };
         loader.begin(pages, share.first_token, share.token_end);
         const uint32_t kv_len = reinterpret_cast<const uint32_t*>(p.kv_lens)[share.request_idx];
+        const auto query = arith.find_query(p, rows_here(p), share.request_idx);
+        uint32_t filled = 0;  // stages
+        const auto fill_ring = [&](uint32_t end) {
+#pragma unroll 1
+            for (; filled < end; ++filled) {
+                if (filled < num_tiles) loader.fill(filled, filled * T::kStageBytes, report);
+                loader.commit();
+            }
+        };
         if (share.wait) {
-            loader.prefetch_first_tiles(num_tiles);
+            const uint32_t num_early = tiles_before<T>(share.first_token, share.tile_stride, num_tiles, complete_tokens(p, kv_len));
+            fill_ring(num_early);
+            loader.prefetch_first_tiles(num_early, num_tiles);
             ptx::wait_for_previous();
         }
         typename Arith::RawQuery raw_query;
-        arith.fetch_query(p, rows_here(p), share.request_idx, raw_query);
-        const auto fill_ring = [&] {
-            uint32_t offset = 0;
-#pragma unroll 1
-            for (uint32_t i = 0; i < T::kNumStages; ++i) {
-                if (i < num_tiles) loader.fill(i, offset, report);
-                loader.commit();
-                offset += T::kStageBytes;
-            }
-        };
-        fill_ring();
+        arith.fetch_query(p, query, raw_query);
+        fill_ring(T::kNumStages);
+        while_fetching();
         const Visibility visibility(p, kv_len);
         const int32_t clear_begin = visibility.clear_begin();
         const int32_t clear_end = visibility.clear_end() - kTileTokens;
@@ -315,7 +322,7 @@ struct Stage1 {
         const auto ring_idx = [&] { return threadIdx.y * token_warps + warp; };
         ptx::launch_dependents();
         // Nothing of device memory is read before the kernel before this one has ended, unless the tables were ready even then.
-        const bool early = p.tables_ready != 0;
+        const bool early = p.ready != kReadyNothing;
         if (!early) ptx::wait_for_previous();
         const uint32_t* worker_starts = reinterpret_cast<const uint32_t*>(p.worker_starts);
         const bool by_plan = p.num_shares == 0;
@@ -328,7 +335,7 @@ struct Stage1 {
         uint32_t phases = 0;  // of the barriers
         Arith arith(p, lane, ring, shared + T::kQueryAt);
         State state;
-        if (p.num_shares > 1) Inbox<T>(p.num_shares, rows_of(rows_here(p)), shared).open();
+        if (p.num_shares > 1) SharesInbox(p.num_shares, rows_of(rows_here(p)), shared).open();
         if (first_item == last_item || blockIdx.y * T::kRows >= p.gqa_group * p.q_len) {
             ptx::wait_for_previous();
             return;
@@ -357,20 +364,20 @@ struct Stage1 {
                 const Share share{p, ring, lane, warp, token_warps * kTileTokens, kept[0], first_token, token_end, num_tiles, wait, again};
                 if (RunLoader<T>::serves(p.cache) && first_token % kTileTokens == 0) {
                     RunLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring, barriers, kept[6]);
-                    again = do_share(share, loader, arith, state);
+                    again = do_share(share, loader, arith, state, [] {});
                     __syncwarp();  // the phases before are read, by warps without a tile too
                     if (lane == 0) kept[6] = loader.phases;
                 } else if (T::kBlocks && first_token % kTileTokens == 0 && BlockLoader<T>::serves(p.cache)) {
                     if constexpr (T::kBlocks) {
                         BlockLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring);
-                        again = do_share(share, loader, arith, state);
+                        again = do_share(share, loader, arith, state, [] {});
                     }
                 } else if (RowLoader<T, true>::serves()) {
                     RowLoader<T, true> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring);
-                    again = do_share(share, loader, arith, state);
+                    again = do_share(share, loader, arith, state, [] {});
                 } else {
                     RowLoader<T> loader(p.cache, kv_head, lane, token_warps * kTileTokens, ring);
-                    again = do_share(share, loader, arith, state);
+                    again = do_share(share, loader, arith, state, [] {});
                 }
                 wait = false;
                 ptx::fence_before_bulk_copies();
@@ -384,9 +391,10 @@ struct Stage1 {
         }
         if (p.num_shares > 1) {
             const QueryRows rows = rows_here(p);
-            Inbox<T>(p.num_shares, rows_of(rows), shared).receive(shared, [&](uint32_t element, const RowState& merged, float (&x)[4]) {
+            const auto place = [](uint32_t element) { return element; };
+            SharesInbox(p.num_shares, rows_of(rows), shared).receive(shared, place, [&](uint32_t element, const RowState& merged, float (&x)[4]) {
                 const WorkItem whole{worker(), 0, 0, kNoPartial};
-                write_row(p, whole, rows, rows.first() + element / Inbox<T>::kFours, element % Inbox<T>::kFours * 4, merged, x);
+                write_row(p, whole, rows, rows.first() + element / SharesInbox::kFours, element % SharesInbox::kFours * 4, merged, x);
             });
         }
     }

@@ -34,7 +34,7 @@ __device__ __forceinline__ void merge_partials(const DecodeParams& p) {
     __shared__ float2 shared_ml[kMergeLanes];
     const uint32_t request_idx = blockIdx.y;
     ptx::launch_dependents();
-    if (p.tables_ready == 0) ptx::wait_for_previous();
+    if (p.ready == kReadyNothing) ptx::wait_for_previous();
     const uint32_t* starts = reinterpret_cast<const uint32_t*>(p.request_partials);
     const uint32_t begin = starts[request_idx];
     const uint32_t last = min(starts[request_idx + 1], p.partial_capacity);

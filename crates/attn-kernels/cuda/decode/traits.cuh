@@ -19,7 +19,8 @@ constexpr int kNumThreads = kWarps * 32;
 
 constexpr int round_up(int x, int unit) { return (x + unit - 1) / unit * unit; }
 
-template <int HEAD_DIM, Groups GROUPS, Scales SCALES, int ROW_TILES, Arithmetic ARITHMETIC, int NUM_STAGES, int MIN_CTAS>
+template <int HEAD_DIM, Groups GROUPS, Scales SCALES, int ROW_TILES, Arithmetic ARITHMETIC, int NUM_STAGES, int MIN_CTAS,
+          bool QUERY_IN_SHARED = false>
 struct Traits {
     static_assert(HEAD_DIM == 64 || HEAD_DIM == 96 || HEAD_DIM == 128 || HEAD_DIM == 192 || HEAD_DIM == 256);
     static constexpr int kHeadDim = HEAD_DIM;
@@ -52,7 +53,8 @@ struct Traits {
     static constexpr int kKSteps = HEAD_DIM / 16;
     static constexpr int kVWords = HEAD_DIM / 32;  // words (4 channels) of a lane in a V row
     static constexpr int kVTiles = HEAD_DIM / 16;  // 16-channel tiles of the output
-    static constexpr bool kQueryInShared = (ROW_TILES * kKSteps * 2 > 32 || ROW_TILES == 4) && ARITHMETIC == Arithmetic::kMma;
+    static constexpr bool kQueryInShared =
+        (QUERY_IN_SHARED || ROW_TILES * kKSteps * 2 > 32 || ROW_TILES == 4) && ARITHMETIC == Arithmetic::kMma && !kWhole;
 
     // K or V of a tile in shared memory. Copied row by row, with a head_dim of whole 128-byte lines: rows of codes aligned like
     // their source, the 16-byte pieces of row r at piece ^ (r % 8), so that the fragment reads touch every bank once; then rows

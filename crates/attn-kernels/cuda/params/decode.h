@@ -5,6 +5,13 @@
 
 namespace kv8 {
 
+// What was complete before the kernel before this one began: it may be read before that kernel has ended.
+enum Ready : uint32_t {
+    kReadyNothing = 0,
+    kReadyTables = 1,   // plan, lengths and page table
+    kReadyHistory = 2,  // these, and all cached tokens but the last q_len of each request
+};
+
 struct DecodeParams {
     PagedCache cache;
     uint64_t q;                 // [batch, q_len, num_q_heads, head_dim] of q_type
@@ -29,7 +36,7 @@ struct DecodeParams {
     float softmax_scale;
     float soft_cap;             // 0 = none
     uint32_t partial_capacity;  // partials that partial_o and partial_ml hold
-    uint32_t tables_ready;      // 1: plan, lengths and page table were complete before the kernel before this one began
+    uint32_t ready;             // Ready
     uint32_t num_shares;        // 0: by the plan. Else CTAs of a cluster, which take one request and need no plan
 };
 static_assert(sizeof(DecodeParams) == sizeof(PagedCache) + 12 * 8 + 12 * 4);
