@@ -136,6 +136,10 @@ pub trait Executor: Send {
         Ok(())
     }
 
+    /// What [`SessionOptions::history_ready`](crate::SessionOptions) promises: cached tokens but the newest may be read while
+    /// the work queued before a decode still runs. For a backend that reads nothing early there is nothing to do.
+    fn promise_history(&mut self) {}
+
     /// How this step is best cut, if the backend knows better than [`Backend::split_config`], which knows no lengths. A
     /// pure function of what was opened, what [`Self::tune`] loaded, and the step.
     fn split_config(&mut self, spec: &DecodeSpec, kv_lens: &[u32]) -> Option<SplitConfig> {

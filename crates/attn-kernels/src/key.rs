@@ -15,6 +15,8 @@ pub use miss::KeyMiss;
 
 /// Threads of a block of stage 1 and of the reader; `kNumThreads` in `cuda/decode/traits.cuh`.
 pub const STAGE1_THREADS: u32 = 128;
+/// Threads of a block of the kernels of shares; `kShareWarps` in `cuda/decode/shares.cuh`.
+pub const SHARES_THREADS: u32 = 256;
 /// Query rows of one row tile.
 pub const ROWS_PER_TILE: u32 = 8;
 
@@ -25,6 +27,8 @@ pub enum KernelKind {
     Stage1,
     /// Reads what stage 1 reads and computes nothing.
     Reader,
+    /// Stage 1 of requests in shares, and of nothing else.
+    Shares,
 }
 
 /// Group lengths that a variant takes.
@@ -114,9 +118,10 @@ impl fmt::Display for KernelKey {
         let name = match self.kind {
             KernelKind::Stage1 => "stage1",
             KernelKind::Reader => "reader",
+            KernelKind::Shares => "shares",
         };
         write!(f, "kv8_{name}_d{}_{groups}_{scales}", self.head_dim)?;
-        if self.kind == KernelKind::Stage1 {
+        if self.kind != KernelKind::Reader {
             write!(f, "_n{}", self.row_tiles)?;
         }
         match self.arithmetic {
@@ -196,6 +201,13 @@ pub fn select(cache: &PagedCache, query: &KeyQuery) -> Result<&'static Instance,
         shared_bytes: query.shared_bytes,
         existing: existing(cache.head_dim),
     })
+}
+
+/// The variant that does a variant of stage 1's work in shares alone, where there is one.
+#[must_use]
+pub fn shares_of(stage1: &KernelKey) -> Option<&'static Instance> {
+    let key = KernelKey { kind: KernelKind::Shares, ..*stage1 };
+    INSTANCES.iter().find(|instance| instance.key == key)
 }
 
 /// Whether a variant chosen before takes this cache: the same checks as [`select`], without the choice.

@@ -19,8 +19,15 @@ fn choose(c: &mut Criterion) {
     let source = Source { file: "a-gpu.toml".into(), text: PROFILE.to_owned() };
     let tuner = Tuner::from_sources(machine, Level::Profiles, [&source]);
     let key: StaticKey = "d128 k8 v8 f16 gqa4 q1 records-paged throughput".parse().expect("a key");
-    let shape =
-        Shape { blocks_per_sm: 3, max_heads_per_block: 4, row_blocks: 1, row_bytes: 320, most_shares: 16 };
+    let shape = Shape {
+        blocks_per_sm: 3,
+        max_heads_per_block: 4,
+        row_blocks: 1,
+        row_bytes: 320,
+        most_shares: 16,
+        share_blocks_per_sm: 0,
+        share_warps: 0,
+    };
     let chooser = tuner.chooser(key, shape);
     let near = RunKey { batch: 8, num_kv_heads: 8, kv_tokens: 16384, longest: 2048 };
     let far = RunKey { batch: 1, num_kv_heads: 1, kv_tokens: 64, longest: 64 };

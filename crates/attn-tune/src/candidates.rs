@@ -1,7 +1,7 @@
 //! The choices that a search looks at.
 
 use crate::choice::{Choice, HEADS_PER_BLOCK, TILE_LEN};
-use crate::model::{CLUSTER_ROOM, LINE_BYTES};
+use crate::model::{CLUSTER_ROOM, LINE_BYTES, USUAL_WARPS};
 use crate::{PolicyClass, RunKey, Shape, StaticKey};
 use attn_plan::MAX_SHARES;
 
@@ -81,6 +81,8 @@ impl Candidates {
 
 /// Tiles of a share at most: in long ones the blocks' luck with the memory differs, and nobody takes over from the unlucky.
 const LONGEST_SHARE: u32 = 32;
+/// The same of blocks of eight warps.
+const LONGEST_WIDE_SHARE: u32 = 128;
 /// Shares of a request at most, but for steps of a tile each: in the benchmark larger clusters lost to workers (one kv head,
 /// 16 x 1024 in 8 shares 8.0 us against 7.5; 8 x 8192 on eight heads in 5 shares 75 against 71).
 const MOST_USUAL_SHARES: u32 = 4;
@@ -92,8 +94,12 @@ fn shares_of(num_sms: u32, key: &StaticKey, shape: &Shape, run: &RunKey) -> u32 
     if key.policy != PolicyClass::Throughput || pairs == 0 {
         return 0;
     }
-    let room = num_sms * shape.blocks_per_sm;
     let tiles = run.longest.div_ceil(TILE_LEN);
+    let (blocks_per_sm, warps) = shape.share_blocks(1);
+    if warps > USUAL_WARPS {
+        return wide_shares_of(num_sms, num_sms * blocks_per_sm / pairs, pairs, tiles, shape);
+    }
+    let room = num_sms * shape.blocks_per_sm;
     let crowded = (f64::from(room) * CLUSTER_ROOM) as u32 / pairs;
     let mut candidates = 0;
     for shares in [(2 * num_sms).min(room) / pairs, crowded.min(8), 1] {
@@ -108,6 +114,21 @@ fn shares_of(num_sms: u32, key: &StaticKey, shape: &Shape, run: &RunKey) -> u32 
             && (shares == 1 || len <= LONGEST_SHARE / 2)
             && (key.k_group_len, key.v_group_len) == (8, 8);
         if shares > 0 && blocks <= room && len <= LONGEST_SHARE && is_filled && (is_usual || len <= 1) {
+            candidates |= 1 << (shares - 1);
+        }
+    }
+    candidates
+}
+
+/// The same for blocks of eight warps, which a device holds two of a multiprocessor: one a multiprocessor leaves room for the next
+/// step; two in pairs or alone. A tile of 16 tokens a warp is the least. Shares of 4096 tokens were still best on eight heads
+/// (8 x 8192 in 2), whole requests of 8192 too (32 x 8192).
+fn wide_shares_of(num_sms: u32, crowded: u32, pairs: u32, tiles: u32, shape: &Shape) -> u32 {
+    let mut candidates = 0;
+    let most = tiles.div_ceil(2).clamp(1, MAX_SHARES).min(shape.most_shares);
+    for shares in [num_sms / pairs, crowded.min(2), 1] {
+        let shares = shares.min(most);
+        if shares > 0 && tiles.div_ceil(shares) <= LONGEST_WIDE_SHARE {
             candidates |= 1 << (shares - 1);
         }
     }

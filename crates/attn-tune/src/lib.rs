@@ -31,7 +31,7 @@ pub use chooser::{Chooser, Decision, MAX_DISTANCE, SAME_STEP, Why};
 pub use date::today;
 pub use key::{LayoutClass, PolicyClass, StaticKey, StaticKeyError};
 pub use level::{Level, LevelError, TUNE_VARIABLE};
-pub use model::{CostModel, Machine, Shape};
+pub use model::{CostModel, Machine, Shape, USUAL_WARPS};
 pub use profile::{Point, Profile, Table, Timing, VERSION};
 pub use run::RunKey;
 pub use store::{PROFILE_DIR_VARIABLE, file_name, shipped, user_dir};

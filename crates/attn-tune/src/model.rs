@@ -52,12 +52,33 @@ pub struct Shape {
     pub row_bytes: u32,
     /// The most shares of a request that a launch can have: blocks of a cluster; 0 where the kernel has none.
     pub most_shares: u32,
+    /// Blocks of shares, of one head each, that one multiprocessor holds at once; 0: as [`Self::blocks_per_sm`].
+    #[serde(default)]
+    pub share_blocks_per_sm: u32,
+    /// Warps of such a block; 0: [`USUAL_WARPS`].
+    #[serde(default)]
+    pub share_warps: u32,
 }
 
 impl Shape {
     /// The same kernel with clusters of so many blocks.
     pub fn with_shares(self, most_shares: u32) -> Self {
         Self { most_shares, ..self }
+    }
+
+    /// The same where shares of one head a block have a kernel of their own: so many blocks on a multiprocessor, of so many
+    /// warps.
+    pub fn with_share_blocks(self, (share_blocks_per_sm, share_warps): (u32, u32)) -> Self {
+        Self { share_blocks_per_sm, share_warps, ..self }
+    }
+
+    /// Blocks of shares on a multiprocessor, and their warps, for so many heads a block.
+    pub(crate) fn share_blocks(&self, heads_per_block: u32) -> (u32, u32) {
+        if heads_per_block == 1 && self.share_blocks_per_sm > 0 {
+            (self.share_blocks_per_sm, self.share_warps.max(USUAL_WARPS))
+        } else {
+            (self.blocks_per_sm, USUAL_WARPS)
+        }
     }
 
     /// The shape for a layout and a key.
@@ -78,10 +99,14 @@ impl Shape {
             row_blocks: num_rows.div_ceil(rows.max(1)).max(1),
             row_bytes: u32::try_from(row_bytes).unwrap_or(u32::MAX),
             most_shares: 0,
+            share_blocks_per_sm: 0,
+            share_warps: 0,
         }
     }
 }
 
+/// Warps of the blocks that [`CostModel::shares_gb_per_s`] is of.
+pub const USUAL_WARPS: u32 = 4;
 /// Bytes that the memory gives at a time.
 pub(crate) const LINE_BYTES: u32 = 128;
 /// Of the blocks that [`CostModel::block_gb_per_s`] is of.
@@ -276,9 +301,10 @@ impl CostModel {
         let (batch, tokens) = (f64::from(run.batch), (run.kv_tokens as f64).max(1.0));
         let heads = f64::from(run.num_kv_heads.max(1));
         let all = batch * shares * heads / f64::from(choice.heads_per_block) * f64::from(shape.row_blocks);
-        let room = f64::from(num_sms * shape.blocks_per_sm);
-        // Whole clusters leave gaps.
-        let room = if choice.num_shares > 1 { room * CLUSTER_ROOM } else { room };
+        let (blocks_per_sm, warps) = shape.share_blocks(choice.heads_per_block);
+        let room = f64::from(num_sms * blocks_per_sm);
+        // Whole clusters leave gaps, but for pairs.
+        let room = if choice.num_shares > 2 { room * CLUSTER_ROOM } else { room };
         let (waves, blocks) = ((all / room).max(1.0), all.min(room));
         // The longest share ends last, and its last tile counts whole; of a few waves the last counts whole too.
         let share_len = run.longest.div_ceil(TILE_LEN).div_ceil(choice.num_shares).max(1) * TILE_LEN;
@@ -286,7 +312,8 @@ impl CostModel {
         let uneven = if waves < 4.0 { uneven * waves.ceil() / waves } else { uneven };
         let bytes = tokens * heads * f64::from(shape.row_bytes);
         let read = read_gb_per_s * self.reach(key, run, choice) * self.shares_overlap;
-        let stream = bytes * (1.0 / read + 1.0 / (blocks * self.shares_gb_per_s)) / 1e3 * uneven;
+        let block_gb_per_s = self.shares_gb_per_s * f64::from(warps) / f64::from(USUAL_WARPS);
+        let stream = bytes * (1.0 / read + 1.0 / (blocks * block_gb_per_s)) / 1e3 * uneven;
         self.shares_us + self.crowd(num_sms, blocks) + stream + self.shares_wave_us * (waves - 1.0)
     }
 

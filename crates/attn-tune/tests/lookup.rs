@@ -115,6 +115,20 @@ fn short_even_work_is_shared_out_and_other_work_is_not() {
 }
 
 #[test]
+fn blocks_of_eight_warps_share_out_more() {
+    let tuner = tuner("");
+    let wide = shape().with_share_blocks((2, 8));
+    let of = |run: &RunKey| tuner.chooser(key(KEY), wide).choose(run).choice.num_shares;
+    assert_eq!([of(&uniform(1, 1024)), of(&uniform(1, 8192)), of(&uniform(8, 2048))], [8, 16, 2]);
+    assert_eq!([of(&uniform(8, 8192)), of(&uniform(32, 2048)), of(&uniform(32, 8192))], [2, 1, 1]);
+    let single = |batch, kv_len| RunKey { num_kv_heads: 1, ..RunKey::of(vec![kv_len; batch], 1) };
+    assert_eq!([of(&single(8, 1024)), of(&single(64, 1024)), of(&single(128, 2048))], [8, 2, 2]);
+    // 320 pairs are a wave of 264 and a fifth: workers end together.
+    assert_eq!(of(&uniform(40, 2048)), 0);
+    assert_eq!(of(&RunKey::of([8192, 500, 500, 500, 500, 500, 500, 500], 8)), 0);
+}
+
+#[test]
 fn all_numbers_of_shares_are_candidates_of_a_search() {
     let run = uniform(1, 1024);
     let shares = |shape: attn_tune::Shape| -> Vec<u32> {

@@ -11,6 +11,7 @@ use crate::problem::Step;
 use crate::values::Values;
 use attn_backend::{Backend as _, CudaBackend};
 use attn_kernels::DeviceView;
+use attn_kernels::abi::Ready;
 use attn_kernels::device::{
     AppendArgs, CacheArgs, CudaDevice, DecodeArgs, DeviceBuffer, DeviceError, ErrorReport, Graph,
     PageRowsArgs, PageTableArgs, PlanArgs, Stream,
@@ -200,7 +201,7 @@ impl<'a> Growing<'a> {
                 has_partials: true,
             },
             // Copied by the host, between replays.
-            tables_ready: true,
+            ready: Ready::History,
             partial_o: partial_o.view(),
             partial_ml: partial_ml.view(),
             alibi_slopes: None,

@@ -4,6 +4,7 @@ use super::arena::{Arena, Place};
 use super::{Guarded, IDLE, SHARES, failed, launched};
 use attn_backend::{Descriptor, Error, Executor, Input, NormalDecode, Output};
 use attn_kernels::DeviceView;
+use attn_kernels::abi::Ready;
 use attn_kernels::device::{
     AppendArgs, CacheArgs, CacheKernels, DecodeArgs, Decoder, DeviceError, ErrorReport, Graph, Kernels,
     PageRowsArgs, PageTableArgs, PlanArgs, Stream,
@@ -200,8 +201,8 @@ impl GuardedExecutor {
                 // A graph that is to serve any plan always has stage 2.
                 has_partials: replays || plan.num_partials() > 0,
             },
-            // Both ways: every second number of requests.
-            tables_ready: request.batch().is_multiple_of(2),
+            // Every way: what was appended is there before a step is collected.
+            ready: [Ready::History, Ready::Tables, Ready::Nothing][request.batch() % 3],
             partial_o: arena.view(&arrays.partial_o),
             partial_ml: arena.view(&arrays.partial_ml),
             alibi_slopes: arrays.alibi_slopes.as_ref().map(|slopes| arena.view(slopes)),
@@ -216,7 +217,7 @@ impl GuardedExecutor {
             decoder.run(&args, stream).map_err(failed)?;
         }
         if args.batch > 0 {
-            launched(decoder.stage1().symbol());
+            launched(decoder.symbol_for(num_shares, heads_per_block));
             if args.plan.num_shares > 0 {
                 launched(SHARES);
             } else if args.plan.has_partials {

@@ -8,8 +8,10 @@ use serde::Deserialize;
 
 use super::manifest::KernelRow;
 
-/// Threads of a block of every row's kernel; `kNumThreads` in `cuda/decode/traits.cuh`.
+/// Threads of a block; `kNumThreads` in `cuda/decode/traits.cuh`.
 const BLOCK_THREADS: u32 = 128;
+/// Of the kernels of shares; `kShareWarps` in `cuda/decode/shares.cuh`.
+const SHARES_THREADS: u32 = 256;
 /// `min_ctas` is declared for this architecture.
 const DECLARED_ARCH: &str = "sm_90";
 
@@ -44,7 +46,7 @@ impl Row {
         let Self { kernel, head_dim, groups, scales, row_tiles, arithmetic, .. } = self;
         let suffix = if arithmetic == "mma" { String::new() } else { format!("_{arithmetic}") };
         match kernel.as_str() {
-            "stage1" => format!("kv8_stage1_d{head_dim}_{groups}_{scales}_n{row_tiles}{suffix}"),
+            "stage1" | "shares" => format!("kv8_{kernel}_d{head_dim}_{groups}_{scales}_n{row_tiles}{suffix}"),
             other => format!("kv8_{other}_d{head_dim}_{groups}_{scales}{suffix}"),
         }
     }
@@ -54,7 +56,7 @@ impl Row {
     }
 
     pub fn block_threads(&self) -> u32 {
-        BLOCK_THREADS
+        if self.kernel == "shares" { SHARES_THREADS } else { BLOCK_THREADS }
     }
 
     fn has_arch(&self, arch: &str) -> bool {
@@ -99,7 +101,8 @@ impl Table {
                 ));
             }
         }
-        for row in self.rows.iter().filter(|_| is_whole) {
+        let is_built = |row: &&Row| kernels.iter().any(|kernel| row.has_arch(&kernel.arch));
+        for row in self.rows.iter().filter(|_| is_whole).filter(is_built) {
             if !kernels.iter().any(|kernel| kernel.name == row.symbol()) {
                 problems.push(format!("{}: in instances.toml, but no unit defines it", row.symbol()));
             }
@@ -123,7 +126,7 @@ impl Table {
         let mut text = String::from(
             "//! The variants of `instances.toml`, in its order. Written by `cargo xtask kernels`; do not edit.\n\n\
              use crate::key::{Arithmetic, Groups, Instance, KernelKey, KernelKind, Scales};\n\n\
-             /// Every variant of stage 1 and of the copy-only reader.\n\
+             /// Every variant of stage 1, of the copy-only reader, and of stage 1 in shares alone.\n\
              #[rustfmt::skip]\n\
              pub const INSTANCES: &[Instance] = &[\n",
         );
@@ -133,7 +136,8 @@ impl Table {
                 found.with_context(|| format!("{}: \"{asked}\" is none of {names:?}", row.symbol()))
             };
             ensure!(row.row_tiles > 0 && row.head_dim > 0, "{}: a size is 0", row.symbol());
-            let kind = name(&[("stage1", "Stage1"), ("reader", "Reader")], &row.kernel)?;
+            let kind =
+                name(&[("stage1", "Stage1"), ("reader", "Reader"), ("shares", "Shares")], &row.kernel)?;
             let groups = name(&[("g8", "G8"), ("g16", "G16"), ("gx", "Any"), ("gw", "Whole")], &row.groups)?;
             let scales =
                 name(&[("sf16", "F16"), ("sbf16", "Bf16"), ("sf32", "F32"), ("sx", "Any")], &row.scales)?;

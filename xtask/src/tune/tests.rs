@@ -19,8 +19,15 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// A kernel of head_dim 128 and groups of 8.
-pub const SHAPE: Shape =
-    Shape { blocks_per_sm: 3, max_heads_per_block: 4, row_blocks: 1, row_bytes: 320, most_shares: 16 };
+pub const SHAPE: Shape = Shape {
+    blocks_per_sm: 3,
+    max_heads_per_block: 4,
+    row_blocks: 1,
+    row_bytes: 320,
+    most_shares: 16,
+    share_blocks_per_sm: 0,
+    share_warps: 0,
+};
 
 /// A made-up GPU.
 pub fn machine() -> Machine {

@@ -51,6 +51,22 @@ __device__ __forceinline__ void unpack_float8(const uint4& a, const uint4& b, ui
     }
 }
 
+// Calls `use(tag)` with the type as a constant: one branch in the place of one an element.
+template <uint32_t TYPE>
+struct TypeTag {
+    static constexpr uint32_t value = TYPE;
+};
+template <class Use>
+__device__ __forceinline__ void with_type(uint32_t type, Use&& use) {
+    if (type == kFloatBf16) {
+        use(TypeTag<kFloatBf16>{});
+    } else if (type == kFloatF16) {
+        use(TypeTag<kFloatF16>{});
+    } else {
+        use(TypeTag<kFloatF32>{});
+    }
+}
+
 // Reads 8 consecutive elements; `src` is aligned to 16 bytes.
 __device__ __forceinline__ void load_float8(const uint8_t* src, uint32_t type, float (&x)[8]) {
     const uint4* vectors = reinterpret_cast<const uint4*>(src);

@@ -10,6 +10,7 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 
 // Keeps a value in its register: the compiler may not work it out again inside a loop to save one.
 __device__ __forceinline__ void keep(uint32_t& x) { asm volatile("" : "+r"(x)); }
+__device__ __forceinline__ void keep(uint64_t& x) { asm volatile("" : "+l"(x)); }
 template <class P>
 __device__ __forceinline__ void keep(const P*& x) {
     asm volatile("" : "+l"(x));
@@ -249,6 +250,13 @@ __device__ __forceinline__ float rcp_approx(float x) {
     return y;
 }
 
+// The same with subnormal x or results taken for zero: one instruction.
+__device__ __forceinline__ float rcp_approx_ftz(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // (low, high) rounded to f16, packed.
 __device__ __forceinline__ uint32_t pack_f16x2(float low, float high) {
     uint32_t y;
@@ -286,6 +294,9 @@ __device__ __forceinline__ void wait_for_previous() {
 __device__ __forceinline__ void prefetch_l2(const void* src, uint32_t bytes) {
     if constexpr (kBulkCopies) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(src), "r"(bytes));
 }
+
+// The line of one address, the same way; any address of the device may be named, and is only read.
+__device__ __forceinline__ void prefetch_line(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 
 // 16 bytes that will not be read again.
 __device__ __forceinline__ uint4 load_streaming(const void* src) {

@@ -32,6 +32,7 @@ struct F32Arithmetic {
     struct RawQuery {};
     struct QuerySource {};
 
+    __device__ __forceinline__ void ask_for(const QuerySource&) const {}
     __device__ __forceinline__ void fetch_query(const DecodeParams&, const QuerySource&, RawQuery&) {}
 
     __device__ __forceinline__ QuerySource find_query(const DecodeParams& p, const QueryRows& rows, uint32_t request_idx) {

@@ -120,6 +120,14 @@ struct MmaArithmetic {
         return source;
     }
 
+    // Makes the way to the queries known, and brings what lies there now into the L2: the kernel before may still write it.
+    __device__ __forceinline__ void ask_for(const QuerySource& source) const {
+#pragma unroll
+        for (int tile = 0; tile < kRowTiles; ++tile) {
+            if (source.rows[tile] != nullptr) ptx::prefetch_line(source.rows[tile]);
+        }
+    }
+
     __device__ __forceinline__ void fetch_query(const DecodeParams& p, const QuerySource& source, RawQuery& raw) const {
 #pragma unroll
         for (int tile = 0; tile < kRowTiles; ++tile) {
@@ -148,20 +156,22 @@ struct MmaArithmetic {
         for (int tile = 0; tile < kRowTiles; ++tile) {
             float x[T::kKUnits][T::kKUnitBytes];
             float largest = 0.0f;
+            with_type(p.q_type, [&](auto type) {
 #pragma unroll
-            for (int unit = 0; unit < T::kKUnits; ++unit) {
+                for (int unit = 0; unit < T::kKUnits; ++unit) {
 #pragma unroll
-                for (int part = 0; part < T::kKUnitBytes / 8; ++part) {
-                    const uint4(&halves)[2] = raw.parts[tile][unit * (T::kKUnitBytes / 8) + part];
-                    float eight[8];
-                    unpack_float8(halves[0], halves[1], p.q_type, eight);
+                    for (int part = 0; part < T::kKUnitBytes / 8; ++part) {
+                        const uint4(&halves)[2] = raw.parts[tile][unit * (T::kKUnitBytes / 8) + part];
+                        float eight[8];
+                        unpack_float8(halves[0], halves[1], decltype(type)::value, eight);
 #pragma unroll
-                    for (int i = 0; i < 8; ++i) {
-                        x[unit][8 * part + i] = eight[i];
-                        largest = fmaxf(largest, fabsf(eight[i]));
+                        for (int i = 0; i < 8; ++i) {
+                            x[unit][8 * part + i] = eight[i];
+                            largest = fmaxf(largest, fabsf(eight[i]));
+                        }
                     }
                 }
-            }
+            });
             largest = segment_max(largest, 4);
             const int exp = largest > 0.0f && largest <= FLT_MAX ? clamp_int(floor_log2(largest) - 14, -126, 126) : 0;
             const float shrink = power_of_two(-exp);

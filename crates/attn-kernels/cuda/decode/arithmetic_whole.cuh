@@ -64,6 +64,14 @@ struct WholeArithmetic {
         return source;
     }
 
+    // Makes the way to the queries known, and brings what lies there now into the L2: the kernel before may still write it.
+    __device__ __forceinline__ void ask_for(const QuerySource& source) const {
+#pragma unroll
+        for (int tile = 0; tile < kRowTiles; ++tile) {
+            if (source.rows[tile] != nullptr) ptx::prefetch_line(source.rows[tile]);
+        }
+    }
+
     __device__ __forceinline__ void fetch_query(const DecodeParams& p, const QuerySource& source, RawQuery& raw) const {
 #pragma unroll
         for (int tile = 0; tile < kRowTiles; ++tile) {
@@ -91,16 +99,18 @@ struct WholeArithmetic {
         for (int tile = 0; tile < kRowTiles; ++tile) {
             float x[T::kHeadDim / 16][4];
             float largest = 0.0f;
+            with_type(p.q_type, [&](auto type) {
 #pragma unroll
-            for (int part = 0; part < T::kHeadDim / 16; ++part) {
-                float eight[8];
-                unpack_float8(raw.parts[tile][part], raw.parts[tile][part], p.q_type, eight);
+                for (int part = 0; part < T::kHeadDim / 16; ++part) {
+                    float eight[8];
+                    unpack_float8(raw.parts[tile][part], raw.parts[tile][part], decltype(type)::value, eight);
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    x[part][i] = eight[i];
-                    largest = fmaxf(largest, fabsf(eight[i]));
+                    for (int i = 0; i < 4; ++i) {
+                        x[part][i] = eight[i];
+                        largest = fmaxf(largest, fabsf(eight[i]));
+                    }
                 }
-            }
+            });
             largest = segment_max(largest, 4);
             int exp = largest > 0.0f && largest <= FLT_MAX ? clamp_int(floor_log2(largest) - 14, -126, 126) : 0;
             if (largest * power_of_two(-exp) > kLargestQuery) ++exp;

@@ -14,10 +14,11 @@
 namespace kv8 {
 
 constexpr uint32_t kShareTile = 4 * kTileTokens;
+constexpr uint32_t kMostShares = 16;  // CTAs of a cluster
 
 // x / y for both below 2^12: a half more of x keeps the quotient further from a whole number than rcp_approx errs.
 __device__ __forceinline__ uint32_t small_quotient(uint32_t x, uint32_t y) {
-    return static_cast<uint32_t>((static_cast<float>(x) + 0.5f) * ptx::rcp_approx(static_cast<float>(y)));
+    return static_cast<uint32_t>((static_cast<float>(x) + 0.5f) * ptx::rcp_approx_ftz(static_cast<float>(y)));
 }
 
 // HEAD_DIM of the variant; BEGIN: bytes of shared memory in front of the inbox.
@@ -97,10 +98,16 @@ struct Inbox {
             float2 ml = *reinterpret_cast<const float2*>(states_at(base) + at * 8);
             if (!sent) o = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
             if (!sent || !(ml.y > 0.0f)) ml = make_float2(-CUDART_INF_F, 0.0f);
-            const float m = segment_max(ml.x, lanes);
+            float m = ml.x;
+#pragma unroll
+            for (uint32_t step = 1; step < kMostShares; step *= 2) {
+                if (step < lanes) m = fmaxf(m, __shfl_xor_sync(kFullWarp, m, step));
+            }
             const float weight = ml.y > 0.0f ? (mutant(26) ? 1.0f : ptx::ex2_approx(ml.x - m)) : 0.0f;
             float sums[5] = {ml.y * weight, o.x * weight, o.y * weight, o.z * weight, o.w * weight};
-            for (uint32_t step = 1; step < lanes; step *= 2) {
+#pragma unroll
+            for (uint32_t step = 1; step < kMostShares; step *= 2) {
+                if (step >= lanes) break;
 #pragma unroll
                 for (int i = 0; i < 5; ++i) sums[i] += __shfl_xor_sync(kFullWarp, sums[i], step);
             }

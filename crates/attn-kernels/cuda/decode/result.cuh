@@ -25,6 +25,11 @@ struct RowResult {
 };
 
 __device__ __forceinline__ RowResult finish_row(RowState state, const DecodeParams& p, uint32_t head_idx) {
+    if (p.sinks == 0 && !mutant(10) && !mutant(24) && !mutant(19)) {
+        // The usual case, which a short step waits for.
+        const bool any = state.l > 0.0f;
+        return RowResult{any ? ptx::rcp_approx(state.l) : 0.0f, any ? (state.m + log2f(state.l)) * kLn2 : -CUDART_INF_F};
+    }
     const float* sinks = reinterpret_cast<const float*>(p.sinks);
     const float sink = sinks != nullptr && !mutant(10) ? sinks[head_idx] * kLog2E : -CUDART_INF_F;
     if (state.l == 0.0f && !mutant(24)) return RowResult{0.0f, sink == -CUDART_INF_F ? sink : sinks[head_idx]};

@@ -12,6 +12,8 @@
 
 namespace kv8 {
 
+constexpr int kShareWarps = 8;
+
 template <class T, int WARPS>
 struct Shares {
     using Parts = Stage1<T>;
@@ -64,7 +66,15 @@ struct Shares {
     static __device__ __forceinline__ Target target_of(const DecodeParams& p, const QueryRows& rows, uint32_t request_idx, uint32_t idx) {
         const uint32_t row = rows.first() + idx / kFours;
         const uint64_t index = rows.index(p, request_idx, row);
-        return {index * T::kHeadDim + idx % kFours * 4, idx % kFours == 0 ? index : ~0ull, rows.head(row)};
+        Target target{index * T::kHeadDim + idx % kFours * 4, idx % kFours == 0 ? index : ~0ull, rows.head(row)};
+        ptx::keep(target.element);
+        ptx::keep(target.row);
+        ptx::keep(target.head);
+        return target;
+    }
+
+    static __device__ __forceinline__ const uint8_t* out_at(const DecodeParams& p, const Target& target) {
+        return reinterpret_cast<const uint8_t*>(p.out) + target.element * float_bytes(p.out_type);
     }
 
     static __device__ __forceinline__ void write(const DecodeParams& p, const Target& target, const RowState& state, float (&x)[4]) {
@@ -113,15 +123,14 @@ struct Shares {
     static __device__ __forceinline__ void run(const DecodeParams& p, uint8_t* shared) {
         uint32_t lane = threadIdx.x % 32;
         uint32_t warp = threadIdx.x / 32;
-        ptx::keep(lane);
-        ptx::launch_dependents();
+        if constexpr (T::kHeadDim == 128 && T::kGroups != Groups::k16Up) ptx::keep(lane);  // others have no register for it
         if (p.ready == kReadyNothing) ptx::wait_for_previous();
         const auto request = [&] { return p.num_shares > 1 ? ptx::cluster_z() : ptx::block_z(); };
         const QueryRows rows(p, ptx::block_x(), T::kRows);
         uint8_t* ring = shared + warp * T::kWarpBytes;
         const uint32_t barriers = ptx::shared_address(shared + kBarriersAt) + warp * T::kNumStages * 8;
         uint2* addresses = reinterpret_cast<uint2*>(shared + kAddressesAt);
-        const auto read_kv_len = [&] { return reinterpret_cast<const volatile uint32_t*>(p.kv_lens)[request()]; };
+        const auto read_kv_len = [&] { return reinterpret_cast<const uint32_t*>(p.kv_lens)[request()]; };
         uint32_t kv_len = read_kv_len();
         RunLoader<T>::open_barriers(barriers, lane);
         const uint32_t num_elements = Parts::rows_of(rows) * kFours;
@@ -138,8 +147,10 @@ struct Shares {
         bool first = true;
         bool again = false;
         uint32_t phases = 0;
-        const auto while_fetching = [&] {
+        const auto before_queries = [&] {
+            // The others of the cluster began with this one; their inboxes are open by now.
             if (first && p.num_shares > 1) ptx::cluster_wait();
+            if (first && threadIdx.x < num_elements) ptx::prefetch_line(out_at(p, target_of(p, rows, request(), threadIdx.x)));
             first = false;
         };
         while (true) {
@@ -148,9 +159,9 @@ struct Shares {
                 const uint32_t first_token = range.start + warp * kTileTokens;
                 const uint32_t tiles = (range.end - range.start + kTileTokens - 1) / kTileTokens;
                 const uint32_t num_tiles = tiles > warp ? (tiles - warp + WARPS - 1) / WARPS : 0;
-                const typename Parts::Share share{p, ring, lane, warp, kTileStride, request(), first_token, range.end, num_tiles, first && p.ready != kReadyNothing, again};
+                const typename Parts::Share share{p, ring, lane, warp, kTileStride, request(), first_token, range.end, num_tiles, first, again};
                 auto loader = make();
-                again = Parts::do_share(share, loader, arith, state, while_fetching);
+                again = Parts::template do_share<true>(share, loader, arith, state, before_queries);
                 return loader;
             };
             const bool aligned = range.start % kTileTokens == 0;
@@ -162,13 +173,14 @@ struct Shares {
                 attend([&] { return RowLoader<T>(p.cache, ptx::block_x(), lane, kTileStride, ring); });
             }
             hand_over(shared, arith, state);
-            ptx::fence_before_bulk_copies();
             // One warp that was careless sends all back: there is a barrier in the making of the queries.
             if constexpr (!kMayRepeat) {
                 __syncthreads();
                 break;
             }
             if (!__syncthreads_or(again)) break;
+            ptx::fence_before_bulk_copies();
+            __syncwarp();
             kv_len = read_kv_len();  // rather than keep it through the tiles
         }
         merge(p, shared, request());
@@ -217,5 +229,8 @@ struct Shares {
         }
     }
 };
+
+template <int MIN_CTAS, int HEAD_DIM, Groups GROUPS, Scales SCALES, int ROW_TILES, Arithmetic ARITHMETIC, int NUM_STAGES>
+using SharesOf = Shares<Traits<HEAD_DIM, GROUPS, SCALES, ROW_TILES, ARITHMETIC, NUM_STAGES, MIN_CTAS, GROUPS != Groups::kWhole>, kShareWarps>;
 
 }  // namespace kv8

@@ -74,7 +74,7 @@ struct Stage1 {
                                                      int32_t first_token, const Arith& arith, float (&scores)[kRowTiles][4]) {
         const float* slopes = reinterpret_cast<const float*>(p.alibi_slopes);
         const float cap = p.soft_cap * kLog2E;
-        const float per_cap = p.soft_cap > 0.0f ? 2.0f / p.soft_cap : 0.0f;
+        const float per_cap = p.soft_cap > 0.0f ? 2.0f * ptx::rcp_approx(p.soft_cap) : 0.0f;
 #pragma unroll
         for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
@@ -226,10 +226,11 @@ struct Stage1 {
     };
 
     // Whether a scale left f16's range, which is rare: then all of it once more, carefully.
-    // `while_fetching` is called once the queries and the first tiles are asked for.
-    template <class Loader, class Fetching>
+    // `before_queries` is called before the wait for the kernel before this one, if there is one to wait for. LETS_GO: the next
+    // kernel may begin when all tiles of this warp are asked for, and not before: until then it would ask for its own.
+    template <bool LETS_GO = false, class Loader, class Before>
     static __device__ __forceinline__ bool do_share(const Share& share, Loader& loader, Arith& arith, State& state,
-                                                    Fetching&& while_fetching) {
+                                                    Before&& before_queries) {
         const DecodeParams& p = share.p;
         const uint32_t num_tiles = share.num_tiles;
         const int32_t* pages = page_row(p.cache, share.request_idx);
@@ -251,12 +252,14 @@ struct Stage1 {
             const uint32_t num_early = tiles_before<T>(share.first_token, share.tile_stride, num_tiles, complete_tokens(p, kv_len));
             fill_ring(num_early);
             loader.prefetch_first_tiles(num_early, num_tiles);
+            arith.ask_for(query);
+            before_queries();
             ptx::wait_for_previous();
         }
         typename Arith::RawQuery raw_query;
         arith.fetch_query(p, query, raw_query);
         fill_ring(T::kNumStages);
-        while_fetching();
+        if (LETS_GO && num_tiles <= T::kNumStages) ptx::launch_dependents();
         const Visibility visibility(p, kv_len);
         const int32_t clear_begin = visibility.clear_begin();
         const int32_t clear_end = visibility.clear_end() - kTileTokens;
@@ -303,6 +306,7 @@ struct Stage1 {
                 if (tile + T::kNumStages < num_tiles) loader.fill(slot, offset, report);
                 loader.commit();
             }
+            if (LETS_GO && tile + T::kNumStages + 1 == num_tiles) ptx::launch_dependents();
             tile_token += share.tile_stride;
             offset += T::kStageBytes;
             if (++slot == T::kNumStages) slot = offset = 0;

@@ -22,8 +22,15 @@ def query_in_shared(row):
     return row["arithmetic"] == "mma" and (tiles * steps * 2 > 32 or tiles == 4)
 
 
-def shared_bytes(row):
-    d, tiles, stages = row["head_dim"], row["row_tiles"], row["stages"]
+def shares_bytes(row):
+    d, tiles = row["head_dim"], row["row_tiles"]
+    query = 0 if row["groups"] == "gw" else d // 16 * tiles * 256
+    rows = 8 * tiles
+    return round_up(8 * warp_bytes(row) + 8 * rows * 16 + query + rows * (d // 4) * 8 + 8 * row["stages"] * 8, 16)
+
+
+def warp_bytes(row):
+    d, stages = row["head_dim"], row["stages"]
     packed, whole = row["groups"] == "g8", row["groups"] == "gw"
     groups = d // {"g16": 16, "gw": d}.get(row["groups"], 8)
     raw = groups * (4 if row["scales"] in ("sf32", "sx") else 2)
@@ -32,22 +39,28 @@ def shared_bytes(row):
     plane = 16 * (d + round_up(raw + (0 if packed else 4), 8 if whole else 16)) if d % 128 == 0 else 16 * pitch
     run = 2 * 16 * round_up(d + raw, 16)
     stage = round_up(max(round_up(plane, 128) + plane + 16 + 64, run), 128)
-    warp = round_up(stages * stage + (0 if whole else 16 * (round_up(groups * 2, 16) + 16) + 64), 128)
+    return round_up(stages * stage + (0 if whole else 16 * (round_up(groups * 2, 16) + 16) + 64), 128)
+
+
+def shared_bytes(row):
+    if row["kernel"] == "shares":
+        return shares_bytes(row)
+    d, tiles, stages = row["head_dim"], row["row_tiles"], row["stages"]
     query = d // 16 * tiles * 256 if query_in_shared(row) else 0
     barriers = 4 * stages * 8
     merge = 4 * 8 * tiles * (d + 4) * 4
-    return max(4 * warp, merge) + 4 * 8 * tiles * 16 + query + barriers
+    return max(4 * warp_bytes(row), merge) + 4 * 8 * tiles * 16 + query + barriers
 
 
 def symbol(row):
     if row["kernel"] == "reader":
         return f"kv8_reader_d{row['head_dim']}_{row['groups']}_{row['scales']}"
     suffix = "" if row["arithmetic"] == "mma" else "_f32"
-    return f"kv8_stage1_d{row['head_dim']}_{row['groups']}_{row['scales']}_n{row['row_tiles']}{suffix}"
+    return f"kv8_{row['kernel']}_d{row['head_dim']}_{row['groups']}_{row['scales']}_n{row['row_tiles']}{suffix}"
 
 
 def instance(row):
-    macro = "KV8_READER" if row["kernel"] == "reader" else "KV8_STAGE1"
+    macro = {"reader": "KV8_READER", "stage1": "KV8_STAGE1", "shares": "KV8_SHARES"}[row["kernel"]]
     arithmetic = "kMma" if row["arithmetic"] == "mma" else "kF32"
     return (
         f"{macro}({symbol(row)}, {row['shared_bytes']}, {row['min_ctas']}, {row['head_dim']}, kv8::Groups::{GROUPS[row['groups']]},\n"
@@ -58,7 +71,7 @@ def instance(row):
 def file_name(row):
     if row["kernel"] == "reader":
         return "reader.cu"
-    return f"stage1_d{row['head_dim']}_{row['groups']}.cu"
+    return f"{row['kernel']}_d{row['head_dim']}_{row['groups']}.cu"
 
 
 def main():

@@ -4,6 +4,20 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{PagedCache, assert_layout};
 
+/// What was complete before the kernel that was queued before a decode could begin: it is read while that kernel still runs.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ready {
+    /// Nothing: all is read once that kernel has ended.
+    #[default]
+    Nothing = 0,
+    /// The plan, the lengths and the page table, as they are when copied from the host.
+    Tables = 1,
+    /// These, and all cached tokens but the last `q_len` of each request. So it is behind an append of `q_len` tokens a
+    /// request, which begins when all before it has ended, and behind kernels that do not write the cache and began so.
+    History = 2,
+}
+
 /// The one argument of `stage1` and `stage2`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 #[repr(C)]
@@ -54,8 +68,8 @@ pub struct DecodeParams {
     pub soft_cap: f32,
     /// Partials that `partial_o` and `partial_ml` hold.
     pub partial_capacity: u32,
-    /// 1: the plan, the lengths and the page table were complete before the kernel before stage 1 began; else 0.
-    pub tables_ready: u32,
+    /// A [`Ready`].
+    pub ready: u32,
     /// 0: by the plan. Else blocks of a cluster, which share out one request.
     pub num_shares: u32,
 }
@@ -63,5 +77,5 @@ assert_layout!(DecodeParams, size 184 + 12 * 8 + 12 * 4, align 8, {
     cache @ 0, q @ 184, out @ 192, lse @ 200, kv_lens @ 208, items @ 216, worker_starts @ 224,
     request_partials @ 232, partial_o @ 240, partial_ml @ 248, alibi_slopes @ 256, sinks @ 264, error @ 272,
     batch @ 280, q_len @ 284, num_q_heads @ 288, gqa_group @ 292, q_type @ 296, out_type @ 300,
-    window @ 304, softmax_scale @ 308, soft_cap @ 312, partial_capacity @ 316, tables_ready @ 320, num_shares @ 324,
+    window @ 304, softmax_scale @ 308, soft_cap @ 312, partial_capacity @ 316, ready @ 320, num_shares @ 324,
 });

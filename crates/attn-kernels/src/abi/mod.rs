@@ -11,7 +11,7 @@ mod stream;
 
 pub use append::{AppendParams, DequantizeParams};
 pub use attn_plan::{NO_PARTIAL, WorkItem};
-pub use decode::DecodeParams;
+pub use decode::{DecodeParams, Ready};
 pub use paged_cache::{ErrorKind, ErrorRecord, PagedCache, Plane};
 pub use stream::StreamParams;
 

@@ -8,8 +8,8 @@ use super::launch::{LaunchShape, Order};
 use super::memory::DeviceView;
 use super::module::{CLUSTER_VERSION, Kernel, Kernels};
 use super::stream::Stream;
-use crate::abi::{DecodeParams, PagedCache, WorkItem};
-use crate::key::{self, Arithmetic, Instance, KernelKind, KeyQuery, STAGE1_THREADS};
+use crate::abi::{DecodeParams, PagedCache, Ready, WorkItem};
+use crate::key::{self, Arithmetic, Instance, KernelKind, KeyQuery, SHARES_THREADS, STAGE1_THREADS};
 
 /// Threads along y of a block of stage 2; `kMergeLanes` in `cuda/decode/stage2.cuh`.
 const MERGE_LANES: u32 = 8;
@@ -50,10 +50,9 @@ pub struct DecodeArgs<'a> {
     pub kv_lens: DeviceView,
     /// The plan, copied to the device.
     pub plan: PlanArgs,
-    /// Whether the plan, `kv_lens` and the page table were complete before the kernel that was queued before this decode
-    /// could begin, as they are when copied from the host: then they are read, and the cache is asked for, while that
-    /// kernel still runs.
-    pub tables_ready: bool,
+    /// What was complete before the kernel that was queued before this decode could begin. It is read, and the cache asked
+    /// for, while that kernel still runs.
+    pub ready: Ready,
     /// f32 `[num_partials, num_q_heads, q_len, head_dim]`.
     pub partial_o: DeviceView,
     /// f32 `[num_partials, num_q_heads, q_len, 2]`.
@@ -98,6 +97,15 @@ pub struct Decoder {
     blocks_per_sm: u32,
     /// 1 where the code has no clusters.
     most_shares: u32,
+    shares: Option<Shares>,
+}
+
+/// The kernel that does nothing but shares, of one head a block.
+#[derive(Clone, Debug)]
+struct Shares {
+    kernel: Kernel,
+    instance: &'static Instance,
+    blocks_per_sm: u32,
 }
 
 impl Kernels {
@@ -128,18 +136,26 @@ impl Kernels {
         let has_clusters = instance.key.kind == KernelKind::Stage1
             && stage1.facts().ptx_version >= CLUSTER_VERSION
             && self.device().facts().sm >= CLUSTER_VERSION;
-        let most_shares = if has_clusters {
-            let shape = LaunchShape {
+        let most_in_cluster = |kernel: &Kernel, instance: &Instance, threads: u32| {
+            kernel.most_in_cluster(LaunchShape {
                 grid: [1, row_blocks, MAX_SHARES],
-                block: [STAGE1_THREADS, 1],
+                block: [threads, 1],
                 shared_bytes: instance.shared_bytes
                     + inbox_bytes(instance, spec, MAX_SHARES, instance.max_heads),
                 cluster: 1,
-            };
-            stage1.most_in_cluster(shape).min(MAX_SHARES)
-        } else {
-            1
+            })
         };
+        let mut most_shares = 1;
+        let mut shares = None;
+        if has_clusters {
+            most_shares = most_in_cluster(&stage1, instance, STAGE1_THREADS).min(MAX_SHARES);
+            if let Some(instance) = key::shares_of(&instance.key) {
+                let kernel = self.get(&instance.key.to_string())?;
+                most_shares = most_shares.min(most_in_cluster(&kernel, instance, SHARES_THREADS));
+                let blocks_per_sm = kernel.blocks_per_sm(SHARES_THREADS, instance.shared_bytes)?;
+                shares = Some(Shares { kernel, instance, blocks_per_sm });
+            }
+        }
         Ok(Decoder {
             stage1,
             stage2: self.get("kv8_stage2")?,
@@ -147,6 +163,7 @@ impl Kernels {
             row_blocks,
             blocks_per_sm,
             most_shares,
+            shares,
         })
     }
 }
@@ -201,11 +218,12 @@ impl Decoder {
             return Ok(());
         }
         let params = self.params(args)?;
-        // SAFETY: `DecodeParams` is the twin of what both kernels take, and every array in it has been checked against
+        let (stage1, shape) = self.stage1_launch(&params, args);
+        // SAFETY: `DecodeParams` is the twin of what these kernels take, and every array in it has been checked against
         // the shapes that the kernels derive their accesses from.
         unsafe {
-            self.stage1.launch(
-                self.stage1_shape(&params, args),
+            stage1.launch(
+                shape,
                 &params,
                 // Stage 1 waits for the kernel before it itself, and so does stage 2: their blocks can be in place before.
                 Order::Overlapping,
@@ -218,17 +236,43 @@ impl Decoder {
         Ok(())
     }
 
-    /// Grid of stage 1; the index is taken apart in `cuda/decode/stage1.cuh`.
-    fn stage1_shape(&self, params: &DecodeParams, args: &DecodeArgs<'_>) -> LaunchShape {
+    /// The kernel of stage 1 for a plan, and its grid; the index is taken apart in `cuda/decode/stage1.cuh`.
+    fn stage1_launch(&self, params: &DecodeParams, args: &DecodeArgs<'_>) -> (&Kernel, LaunchShape) {
         let PlanArgs { heads_per_block, num_shares, .. } = args.plan;
         let workers =
             if num_shares > 0 { args.batch.saturating_mul(num_shares) } else { args.plan.num_workers };
-        let inbox = inbox_bytes(self.instance, args.spec, num_shares, heads_per_block);
-        LaunchShape {
+        let shares = self.shares_kernel(num_shares, heads_per_block);
+        let (kernel, instance, threads) = match shares {
+            Some(Shares { kernel, instance, .. }) => (kernel, *instance, SHARES_THREADS),
+            None => (&self.stage1, self.instance, STAGE1_THREADS),
+        };
+        let inbox = inbox_bytes(instance, args.spec, num_shares, heads_per_block);
+        let shape = LaunchShape {
             grid: [params.cache.num_kv_heads / heads_per_block, self.row_blocks, workers],
-            block: [STAGE1_THREADS / heads_per_block, heads_per_block],
-            shared_bytes: self.instance.shared_bytes + inbox,
+            block: [threads / heads_per_block, heads_per_block],
+            shared_bytes: instance.shared_bytes + inbox,
             cluster: num_shares.max(1),
+        };
+        (kernel, shape)
+    }
+
+    fn shares_kernel(&self, num_shares: u32, heads_per_block: u32) -> Option<&Shares> {
+        self.shares.as_ref().filter(|_| num_shares > 0 && heads_per_block == 1)
+    }
+
+    /// The symbol of the kernel that a plan with so many shares and heads a block is run by.
+    #[must_use]
+    pub fn symbol_for(&self, num_shares: u32, heads_per_block: u32) -> &str {
+        self.shares_kernel(num_shares, heads_per_block).map_or(&self.stage1, |shares| &shares.kernel).symbol()
+    }
+
+    /// Blocks of shares, of one head each, that one multiprocessor holds at once, and how many warps of the stage 1 of plans
+    /// each does the work of.
+    #[must_use]
+    pub fn share_blocks(&self) -> (u32, u32) {
+        match &self.shares {
+            Some(shares) => (shares.blocks_per_sm, SHARES_THREADS / 32),
+            None => (self.blocks_per_sm, STAGE1_THREADS / 32),
         }
     }
 
@@ -324,7 +368,7 @@ impl Decoder {
             softmax_scale: spec.softmax_scale,
             soft_cap: spec.soft_cap.unwrap_or(0.0),
             partial_capacity: u32::try_from(capacity).unwrap_or(u32::MAX - 1),
-            tables_ready: args.tables_ready.into(),
+            ready: args.ready as u32,
             num_shares: plan.num_shares,
         })
     }

@@ -1,7 +1,7 @@
 //! One walk along the data flow: append, decode, dequantize, against plain arithmetic on the host. The conformance suite
 //! does the rest; this one says that the launches carry the right numbers.
 
-use attn_kernels::abi::ErrorKind;
+use attn_kernels::abi::{ErrorKind, Ready};
 use attn_kernels::device::{
     AppendArgs, CacheArgs, DecodeArgs, DequantizeArgs, DeviceBuffer, DeviceError, DeviceView, ErrorReport,
     Graph, Kernels, PageRowsArgs, PageTableArgs, PlanArgs, Stream,
@@ -167,7 +167,7 @@ fn check(case: &mut Case) {
             heads_per_block: 1,
             has_partials: plan.num_partials() > 0,
         },
-        tables_ready: false,
+        ready: Ready::History,
         partial_o: partial_o.view(),
         partial_ml: partial_ml.view(),
         alibi_slopes: None,

@@ -18,7 +18,15 @@ pub fn machine() -> Machine {
 }
 
 pub fn shape() -> Shape {
-    Shape { blocks_per_sm: 3, max_heads_per_block: 4, row_blocks: 1, row_bytes: 320, most_shares: 16 }
+    Shape {
+        blocks_per_sm: 3,
+        max_heads_per_block: 4,
+        row_blocks: 1,
+        row_bytes: 320,
+        most_shares: 16,
+        share_blocks_per_sm: 0,
+        share_warps: 0,
+    }
 }
 
 pub fn source(text: &str) -> Source {

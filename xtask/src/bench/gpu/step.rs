@@ -6,7 +6,7 @@ use crate::bench::case::Case;
 use crate::bench::inputs::Inputs;
 use anyhow::{Context, Result};
 use attn_backend::cuda_chooser;
-use attn_kernels::abi::WorkItem;
+use attn_kernels::abi::{Ready, WorkItem};
 use attn_kernels::device::{
     CacheArgs, DecodeArgs, Decoder, DeviceBuffer, DeviceError, ErrorReport, Graph, PageRowsArgs,
     PageTableArgs, PlanArgs, Stream,
@@ -245,7 +245,8 @@ impl<'a> Step<'a> {
                 has_partials: plan.plan.num_partials() > 0
                     && decoder.instance().key.kind == KernelKind::Stage1,
             },
-            tables_ready: true,
+            // No kernel here writes the cache; a model's append writes the last token.
+            ready: Ready::History,
             partial_o: plan.partial_o.view(),
             partial_ml: plan.partial_ml.view(),
             alibi_slopes: None,

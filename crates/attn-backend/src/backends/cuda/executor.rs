@@ -6,6 +6,7 @@ use super::schedule::{cuda_chooser, cuda_tuner};
 use super::transfer::{Download, Grow, Upload};
 use crate::{BackendId, Descriptor, Error, Executor, Expect, Input, Memory, NormalDecode, Output, Stream};
 use attn_kernels::DeviceView;
+use attn_kernels::abi::Ready;
 use attn_kernels::device::{
     AppendArgs, CacheArgs, CacheKernels, CudaDevice, DecodeArgs, Decoder, DeviceBuffer, DeviceError,
     ErrorReport, Kernels, PageRowsArgs, PageTableArgs, PlanArgs, Stream as CudaStream,
@@ -55,6 +56,8 @@ pub(super) struct CudaExecutor {
     /// Whose profiles choose schedules; none until a session asks for that.
     tuner: Option<Tuner>,
     pub(super) variants: Vec<Variant>,
+    /// Whether the caller has promised [`Ready::History`].
+    is_history_ready: bool,
     planned: Option<Planned>,
     plan_upload: Upload,
     inputs: Upload,
@@ -114,6 +117,7 @@ impl CudaExecutor {
             policy: descriptor.split,
             tuner: None,
             variants: Vec::new(),
+            is_history_ready: false,
             _owned: owned,
             arithmetic: backend.arithmetic,
             layout,
@@ -308,8 +312,8 @@ impl CudaExecutor {
             lse,
             kv_lens: planned.kv_lens,
             plan: planned.args,
-            // All three came from the host.
-            tables_ready: true,
+            // Lengths, pages and plan came from the host.
+            ready: if self.is_history_ready { Ready::History } else { Ready::Tables },
             partial_o: self.partial_o.view(),
             partial_ml: self.partial_ml.view(),
             alibi_slopes: arrays.alibi_slopes.as_ref().map(DeviceBuffer::view),
@@ -373,6 +377,10 @@ impl Executor for CudaExecutor {
             }
             of_device(error, &self.layout)
         })
+    }
+
+    fn promise_history(&mut self) {
+        self.is_history_ready = true;
     }
 
     fn tune(&mut self, level: Level, expect: Option<&Expect>) -> Result<(), Error> {

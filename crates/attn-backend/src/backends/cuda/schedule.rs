@@ -57,5 +57,5 @@ pub fn cuda_chooser(
     let key = StaticKey::of(layout, spec, policy);
     let instance = decoder.instance();
     let shape = Shape::new(layout, &key, decoder.blocks_per_sm(), instance.max_heads, instance.key.rows());
-    tuner.chooser(key, shape.with_shares(decoder.most_shares()))
+    tuner.chooser(key, shape.with_shares(decoder.most_shares()).with_share_blocks(decoder.share_blocks()))
 }
