@@ -249,6 +249,13 @@ __device__ __forceinline__ float rcp_approx(float x) {
     return y;
 }
 
+// The same for x from 2^-126 to 2^126, without the instructions that the others take.
+__device__ __forceinline__ float rcp_approx_ftz(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // (low, high) rounded to f16, packed.
 __device__ __forceinline__ uint32_t pack_f16x2(float low, float high) {
     uint32_t y;
