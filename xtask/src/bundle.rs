@@ -220,7 +220,7 @@ sanitize() {
             # A block has a barrier for each stage of each warp and one for shares: more than synccheck makes room for by itself,
             # which ends in a launch failure of the tool's own.
             more=
-            [ $tool = synccheck ] && more="--num-cuda-barriers 64"
+            [ $tool = synccheck ] && more="--num-cuda-barriers 1024"
             cd "$here/tests" && KV8_ALLOCATE_APART=1 CARGO_MANIFEST_DIR="$here/tests" \
                 compute-sanitizer --tool $tool $more --error-exitcode 9 "$it" gpu::every_kernel --exact \
                 > "$logs/$tool.log" 2>&1

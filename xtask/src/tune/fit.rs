@@ -7,7 +7,7 @@
 use super::journal::{self, Contents};
 use super::share::ModelShare;
 use anyhow::{Context, Result, ensure};
-use attn_tune::{Choice, CostModel, Machine, RunKey, Shape, StaticKey};
+use attn_tune::{Candidates, Choice, CostModel, Machine, RunKey, Shape, StaticKey};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -16,6 +16,9 @@ const MOST_ROUNDS: usize = 200;
 const SHARES: [&str; 5] = ["paged", "scattered", "scattered_together", "scattered_alone", "thin"];
 /// A constant that has moved by a factor of e weighs as much as this many times that are missed as usual.
 const HOLD: f64 = 10.0;
+
+/// Steps that a report names.
+const NUM_LOSSES: usize = 12;
 
 /// One step and what its candidates took.
 struct Step {
@@ -62,18 +65,48 @@ impl Data {
         machine.map_or(f64::NAN, |machine| model.predict(machine, &step.key, &step.shape, &step.run, choice))
     }
 
+    /// The model's choice among what it decides from, as far as that was timed, and the fastest of all.
+    fn chosen_and_best(&self, model: &CostModel, step: &Step) -> Option<[(Choice, f64); 2]> {
+        let machine = self.machines.get(step.machine)?;
+        let by =
+            |a: &Choice, b: &Choice| self.predict(model, step, a).total_cmp(&self.predict(model, step, b));
+        let timed = |choice: &Choice| step.times.iter().find(|(timed, _)| timed == choice);
+        let few = Candidates::few(machine.num_sms, &step.key, &step.shape, &step.run);
+        let chosen = few.filter(|choice| timed(choice).is_some()).min_by(|a, b| by(a, b));
+        let chosen = chosen.as_ref().and_then(timed)?;
+        let best = step.times.iter().min_by(|a, b| a.1.total_cmp(&b.1))?;
+        Some([*chosen, *best])
+    }
+
+    fn name(&self, step: &Step) -> String {
+        let device = self.machines.get(step.machine).map_or("", |machine| machine.device.as_str());
+        format!("{device}: {}, {}", step.key, step.run)
+    }
+
     /// How fast the model's choice among the candidates is, beside the fastest of them.
     fn share(&self, model: &CostModel) -> Option<ModelShare> {
         let share = |step: &Step| {
-            let chosen = step
-                .times
-                .iter()
-                .min_by(|a, b| self.predict(model, step, &a.0).total_cmp(&self.predict(model, step, &b.0)))?;
-            let best = step.times.iter().map(|(_, us)| *us).fold(f64::INFINITY, f64::min);
-            let device = self.machines.get(step.machine).map_or("", |machine| machine.device.as_str());
-            Some((best / chosen.1, format!("{device}: {}, {}", step.key, step.run)))
+            let [chosen, best] = self.chosen_and_best(model, step)?;
+            Some((best.1 / chosen.1, self.name(step)))
         };
         ModelShare::among(self.steps.iter().filter_map(share))
+    }
+
+    /// The steps where the model's choice loses most.
+    fn losses(&self, model: &CostModel) -> String {
+        let pairs = |step| Some((step, self.chosen_and_best(model, step)?));
+        let mut losses: Vec<_> = self.steps.iter().filter_map(pairs).collect();
+        let share = |[chosen, best]: &[(Choice, f64); 2]| best.1 / chosen.1;
+        losses.sort_by(|(_, a), (_, b)| share(a).total_cmp(&share(b)));
+        let mut text = String::new();
+        for (step, pair) in losses.iter().take(NUM_LOSSES) {
+            text += &format!("  {:.1} % at {}\n", 100.0 * share(pair), self.name(step));
+            for (what, (choice, us)) in ["chosen", "best"].iter().zip(pair) {
+                let expected = self.predict(model, step, choice);
+                text += &format!("    {what}: {choice}: {us:.1} us, {expected:.1} expected\n");
+            }
+        }
+        text
     }
 }
 
@@ -186,6 +219,7 @@ fn report(data: &Data) -> Result<String> {
             100.0 * (rms.exp() - 1.0)
         )?;
     }
+    write!(text, "where the fitted constants choose worst:\n{}", data.losses(&after))?;
     writeln!(text, "for CostModel::default() in crates/attn-tune/src/model.rs:")?;
     for (name, value) in after.clone().constants() {
         // Three digits are what such data say.
@@ -200,7 +234,7 @@ mod tests {
     use super::*;
     use crate::tune::journal::{Entry, Header};
     use crate::tune::tests::{SHAPE, machine};
-    use attn_tune::{Candidates, Timing};
+    use attn_tune::Timing;
 
     /// Times made by the model itself, with other constants and noise of a percent.
     fn journal(model: &CostModel) -> Contents {
@@ -214,7 +248,7 @@ mod tests {
                 for kv_len in [512u32, 2048, 8192, 32_768] {
                     let kv_tokens = u64::from(batch) * u64::from(kv_len);
                     let run = RunKey { batch, num_kv_heads, kv_tokens, longest: kv_len };
-                    let times: Vec<(Choice, f64)> = Candidates::all(132, &key, &shape, &run)
+                    let times: Vec<(Choice, f64)> = Candidates::few(132, &key, &shape, &run)
                         .map(|choice| {
                             turn = turn.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                             let noise = 1.0 + 0.01 * (f64::from(turn >> 16) / 32_768.0 - 1.0);

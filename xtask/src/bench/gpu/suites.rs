@@ -3,7 +3,7 @@
 use crate::bench::case::Case;
 use anyhow::{Result, bail};
 use attn_plan::SplitPolicy;
-use kv_quant::{LayoutKind, ScaleType};
+use kv_quant::{FloatType, LayoutKind, ScaleType};
 
 const LLAMA: (u32, u32, u32) = (32, 8, 128);
 
@@ -23,7 +23,7 @@ const TABLE: [(usize, u32); 10] = [
 
 type Suite = (&'static str, fn() -> Vec<Case>);
 
-const SUITES: [Suite; 9] = [
+const SUITES: [Suite; 10] = [
     ("smoke", smoke),
     ("table", table),
     ("lightllm", lightllm),
@@ -33,6 +33,7 @@ const SUITES: [Suite; 9] = [
     ("ragged", ragged),
     ("invariant", invariant),
     ("append", append),
+    ("error", error),
 ];
 
 /// The suites of these names, all but the smoke test if there are none.
@@ -172,4 +173,23 @@ fn append() -> Vec<Case> {
         ..Case::new(LLAMA, 1, 16, layout, page_len)
     };
     layouts.iter().flat_map(|&layout| [128, 8192].map(|tokens| case(tokens, layout))).collect()
+}
+
+/// An output whose own rounding hides less of the kernel's error.
+fn error() -> Vec<Case> {
+    let f16 = |mut case: Case| {
+        (case.spec.q_type, case.spec.out_type) = (FloatType::F16, FloatType::F16);
+        Case { note: "f16 out", is_checked: true, ..case }
+    };
+    let base = || Case::new(LLAMA, 8, 2048, LayoutKind::Native, 16);
+    let mut cases = vec![f16(base())];
+    cases.extend([16, 32, 64, 128].map(|group_len| f16(Case { group_len, ..base() })));
+    cases.extend([ScaleType::Bf16, ScaleType::F32].map(|scale_type| f16(Case { scale_type, ..base() })));
+    for (heads, kv_len) in
+        [((32, 8, 64), 4096), ((32, 8, 256), 512), ((28, 4, 128), 8192), ((8, 8, 128), 128)]
+    {
+        cases.push(f16(Case::new(heads, 8, kv_len, LayoutKind::Hnd, 16)));
+    }
+    cases.push(f16(Case::new(LLAMA, 32, 8192, LayoutKind::LightLlm, 1)));
+    cases
 }
