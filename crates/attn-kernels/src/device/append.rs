@@ -131,7 +131,8 @@ impl CacheKernels {
         let enough = self.append.device().facts().num_sms.max(1) * APPEND_BLOCKS_PER_SM;
         shape.grid[0] = shape.grid[0].min(enough);
         // SAFETY: the struct is the twin of the kernel's, and every array in it was checked against the shapes; slots
-        // out of range are reported by the kernel and not followed.
+        // out of range are reported by the kernel and not followed. It waits for the kernel before it, and lets the next begin
+        // only then.
         unsafe { self.append.launch(shape, &params, Order::Overlapping, stream) }
     }
 
