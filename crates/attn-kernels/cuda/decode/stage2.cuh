@@ -73,28 +73,25 @@ __device__ __forceinline__ void merge_partials(const DecodeParams& p) {
     ptx::wait_for_previous();
     if (begin >= end) return;
     const uint32_t num_rows = p.num_q_heads * p.q_len;
-    if (end - begin <= kMergeLanes) {
-        for (uint32_t row = blockIdx.x * kMergeLanes + threadIdx.y; row < num_rows; row += gridDim.x * kMergeLanes) {
-            MergeState state = no_state();
-            fold_partials(state, p, row, num_rows, begin, end, 1);
-            write_merged(p, request_idx, row, state);
-        }
-        return;
-    }
-    for (uint32_t row = blockIdx.x; row < num_rows; row += gridDim.x) {
+    const bool is_few = end - begin <= kMergeLanes;
+    const uint32_t first = begin + (is_few ? 0 : threadIdx.y);
+    const uint32_t step = is_few ? 1 : kMergeLanes;
+    const uint32_t rows_at_once = is_few ? kMergeLanes : 1;
+    for (uint32_t row = blockIdx.x * rows_at_once + (is_few ? threadIdx.y : 0); row < num_rows; row += gridDim.x * rows_at_once) {
         MergeState state = no_state();
-        fold_partials(state, p, row, num_rows, begin + threadIdx.y, end, kMergeLanes);
-        shared_o[threadIdx.y][threadIdx.x] = state.o;
-        if (threadIdx.x == 0) shared_ml[threadIdx.y] = make_float2(state.row.m, state.row.l);
-        __syncthreads();
-        if (threadIdx.y == 0) {
+        fold_partials(state, p, row, num_rows, first, end, step);
+        if (!is_few) {
+            __syncthreads();
+            shared_o[threadIdx.y][threadIdx.x] = state.o;
+            if (threadIdx.x == 0) shared_ml[threadIdx.y] = make_float2(state.row.m, state.row.l);
+            __syncthreads();
+            if (threadIdx.y != 0) continue;
 #pragma unroll
             for (int lane = 1; lane < kMergeLanes; ++lane) {
                 fold(state, MergeState{{shared_ml[lane].x, shared_ml[lane].y}, shared_o[lane][threadIdx.x]});
             }
-            write_merged(p, request_idx, row, state);
         }
-        __syncthreads();
+        write_merged(p, request_idx, row, state);
     }
 }
 
