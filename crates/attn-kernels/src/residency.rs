@@ -8,11 +8,9 @@
 const RESERVED_BYTES: u32 = 1024;
 /// Dynamic shared memory is asked for in multiples of this.
 const UNIT_BYTES: u32 = 128;
-/// What the fill of the last wave must gain for a block less to be let in.
-const LEAST_GAIN: f64 = 1.1;
 
-/// Blocks that a multiprocessor should hold at most: one less than the `most` it can, where `blocks` blocks fill whole waves of
-/// those better. One fewer of three or more streams as fast, one of two does not.
+/// Blocks that a multiprocessor should hold at most: one less than the `most` it can, where all of a launch find room so and some have to
+/// share. One fewer of three or more streams as fast, one of two does not; several waves even out by themselves.
 /// ```
 /// use attn_kernels::residency::blocks_to_let_in;
 /// assert_eq!(blocks_to_let_in(256, 132, 3), 2);
@@ -21,12 +19,8 @@ const LEAST_GAIN: f64 = 1.1;
 /// ```
 #[must_use]
 pub fn blocks_to_let_in(blocks: u64, num_sms: u32, most: u32) -> u32 {
-    let fill = |per_sm: u32| {
-        let wave = u64::from(per_sm) * u64::from(num_sms);
-        blocks as f64 / (blocks.div_ceil(wave.max(1)) * wave).max(1) as f64
-    };
-    let fits_one_each = blocks <= u64::from(num_sms);
-    if most < 3 || fits_one_each || fill(most - 1) < LEAST_GAIN * fill(most) { most } else { most - 1 }
+    let room = |per_sm: u32| u64::from(per_sm) * u64::from(num_sms);
+    if most >= 3 && (room(1) + 1..=room(most - 1)).contains(&blocks) { most - 1 } else { most }
 }
 
 /// Shared memory to ask for so that no more than `blocks` find room where a multiprocessor has `per_sm_bytes`; at least `needed`.
@@ -59,12 +53,11 @@ mod tests {
     }
 
     #[test]
-    fn a_block_less_only_where_waves_are_fuller() {
+    fn a_block_less_only_where_all_find_room() {
         let let_in = |blocks| blocks_to_let_in(blocks, 132, 3);
-        // Two each; a wave and a half; nearly four of two.
-        assert_eq!([let_in(264), let_in(512), let_in(1024)], [2, 2, 2]);
-        // Three each; a block too many for two; one each; many waves.
-        assert_eq!([let_in(396), let_in(265), let_in(132), let_in(20_000)], [3, 3, 3, 3]);
-        assert_eq!(blocks_to_let_in(132 * 3, 132, 4), 3);
+        assert_eq!([let_in(264), let_in(256), let_in(133)], [2, 2, 2]);
+        // Three each; a block too many for two; one each; two waves.
+        assert_eq!([let_in(396), let_in(265), let_in(132), let_in(512)], [3, 3, 3, 3]);
+        assert_eq!([blocks_to_let_in(132 * 3, 132, 4), blocks_to_let_in(200, 132, 2)], [3, 2]);
     }
 }

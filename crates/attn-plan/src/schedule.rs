@@ -133,7 +133,8 @@ impl<'a> Schedule<'a> {
             let count = extent.tiles().div_ceil(u64::from(item_tiles.max(1))).max(1) as u32;
             for piece in 0..count {
                 if let Some(item) = extent.share(request, piece, count, self.tile_len as u32) {
-                    let tiles = Extent::new(item.token_start..item.token_end, self.tile_len as u32, 0).tiles();
+                    let tiles =
+                        Extent::new(item.token_start..item.token_end, self.tile_len as u32, 0).tiles();
                     take(item, tiles + self.overhead);
                 }
             }

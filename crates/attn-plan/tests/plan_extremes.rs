@@ -126,7 +126,8 @@ fn refused_configs() {
 #[test]
 fn requests_stay_whole_where_it_costs_little() {
     let config = SplitConfig { item_overhead: 4, min_split_tiles: 4, ..SplitConfig::throughput(33) };
-    let partials = |batch: usize| SplitPlan::new(&spec(), &vec![8192; batch], &config).unwrap().num_partials();
+    let partials =
+        |batch: usize| SplitPlan::new(&spec(), &vec![8192; batch], &config).unwrap().num_partials();
     // Two each on 32 of them: 264 tiles, where cuts would make it 256. Four each: 528, and 512.
     assert_eq!((partials(32), partials(64)), (0, 0));
     assert!(partials(128) > 0 && partials(8) > 0);

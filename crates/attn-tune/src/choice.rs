@@ -76,12 +76,16 @@ impl Choice {
 
 impl std::fmt::Display for Choice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { num_blocks, heads_per_block, min_split_tiles, item_overhead, num_shares, item_tiles } = self;
+        let Self { num_blocks, heads_per_block, min_split_tiles, item_overhead, num_shares, item_tiles } =
+            self;
         if *num_shares > 0 {
             return write!(f, "each request in {num_shares} shares, {heads_per_block} heads a block");
         }
         if *item_tiles > 0 {
-            return write!(f, "a block of {heads_per_block} heads for each item of at most {item_tiles} tiles");
+            return write!(
+                f,
+                "a block of {heads_per_block} heads for each item of at most {item_tiles} tiles"
+            );
         }
         write!(
             f,

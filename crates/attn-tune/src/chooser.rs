@@ -172,7 +172,9 @@ impl Chooser {
     fn hold(&self, choice: Choice) -> Choice {
         match self.key.policy {
             PolicyClass::Throughput => choice,
-            PolicyClass::BatchInvariant => Choice { heads_per_block: 1, num_shares: 0, item_tiles: 0, ..choice },
+            PolicyClass::BatchInvariant => {
+                Choice { heads_per_block: 1, num_shares: 0, item_tiles: 0, ..choice }
+            }
         }
     }
 

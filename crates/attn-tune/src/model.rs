@@ -247,7 +247,11 @@ impl CostModel {
             && each * (longest + overhead) <= load + 2.0 * overhead;
         let (load, most) = if is_dealt {
             (each * (longest + overhead), (batch / each).ceil())
-        } else if is_uncut { (load.max(longest + overhead), batch) } else { (load, workers) };
+        } else if is_uncut {
+            (load.max(longest + overhead), batch)
+        } else {
+            (load, workers)
+        };
         let used = (work / load).ceil().min(most).clamp(1.0, workers).min(tiles.ceil());
         let blocks_per_worker = heads / heads_per_block * f64::from(shape.row_blocks);
         let resident = f64::from(num_sms * shape.blocks_per_sm);

@@ -108,8 +108,19 @@ struct RawPoint {
 
 impl RawPoint {
     fn check(self) -> Result<(RunKey, Point), &'static str> {
-        let Self { batch, kv_heads, tokens, longest, blocks, heads, min_tiles, overhead, shares, item_tiles, .. } =
-            self;
+        let Self {
+            batch,
+            kv_heads,
+            tokens,
+            longest,
+            blocks,
+            heads,
+            min_tiles,
+            overhead,
+            shares,
+            item_tiles,
+            ..
+        } = self;
         let run = RunKey { batch, num_kv_heads: kv_heads, kv_tokens: tokens, longest };
         let choice = Choice {
             num_blocks: blocks,

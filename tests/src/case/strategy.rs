@@ -61,7 +61,15 @@ fn config(offered: bool, tile_len: u32) -> impl Strategy<Value = SplitConfig> {
         prop_oneof![2 => Just(0u32), 1 => 1u32..9],
     )
         .prop_map(
-            move |(policy, num_workers, item_overhead, min_split_tiles, heads_per_block, shares, item_tiles)| {
+            move |(
+                policy,
+                num_workers,
+                item_overhead,
+                min_split_tiles,
+                heads_per_block,
+                shares,
+                item_tiles,
+            )| {
                 let num_shares = if policy == SplitPolicy::Throughput { shares } else { 0 };
                 SplitConfig {
                     policy,
