@@ -19,6 +19,7 @@ pub mod image;
 mod instances;
 pub mod key;
 pub mod probe;
+pub mod residency;
 mod view;
 
 pub use view::DeviceView;

@@ -87,18 +87,23 @@ impl SplitPlan {
         let extent = |&kv_len: &u32| Extent::new(spec.visible_any(kv_len), tile_len, split_tiles);
         extents.extend(kv_lens.iter().map(extent));
         let schedule = Schedule::new(&extents, config);
-        let num_items = match config.num_shares {
-            0 => schedule.max_items(),
-            shares => batch * u64::from(shares),
+        let num_items = match (config.num_shares, config.item_tiles) {
+            (0, 0) => schedule.max_items(),
+            (0, item_tiles) => schedule.num_items_of(item_tiles),
+            (shares, _) => batch * u64::from(shares),
         };
         let result = if num_items > MAX_ITEMS {
             Err(Error::TooManyItems(num_items))
         } else {
-            match config.num_shares {
-                0 => self.deal(&schedule, config),
+            match (config.num_shares, config.item_tiles) {
+                (0, 0) => self.deal(schedule, config),
+                (0, _) => self.cut_up(&schedule, config),
                 _ => self.share_out(&extents, config),
             }
             self.number_partials(kv_lens.len());
+            if (config.num_shares, config.item_tiles != 0) == (0, true) {
+                self.longest_first(config.tile_len);
+            }
             self.config = Some(*config);
             Ok(())
         };
@@ -106,14 +111,15 @@ impl SplitPlan {
         result
     }
 
-    fn deal(&mut self, schedule: &Schedule<'_>, config: &SplitConfig) {
+    fn deal(&mut self, schedule: Schedule<'_>, config: &SplitConfig) {
+        let (schedule, budget) = schedule.with_budget();
         let Self { items, worker_starts, makespan, total, .. } = self;
         items.clear();
         worker_starts.clear();
         worker_starts.push(0);
         (*makespan, *total) = (0, 0);
         let mut load = 0u64;
-        schedule.deal(schedule.smallest_budget(), &mut |item, cost, is_new_worker| {
+        schedule.deal(budget, &mut |item, cost, is_new_worker| {
             if is_new_worker {
                 worker_starts.push(items.len() as u32);
                 load = 0;
@@ -124,6 +130,29 @@ impl SplitPlan {
             items.push(item);
         });
         worker_starts.resize(config.num_workers as usize + 1, items.len() as u32);
+    }
+
+    /// One worker an item, in order.
+    fn cut_up(&mut self, schedule: &Schedule<'_>, config: &SplitConfig) {
+        let Self { items, worker_starts, makespan, total, .. } = self;
+        items.clear();
+        worker_starts.clear();
+        worker_starts.push(0);
+        (*makespan, *total) = (0, 0);
+        schedule.cut_up(config.item_tiles, &mut |item, cost| {
+            *total += cost;
+            *makespan = (*makespan).max(cost);
+            items.push(item);
+            worker_starts.push(items.len() as u32);
+        });
+    }
+
+    /// Partials are numbered before: stage 2 goes by them alone.
+    fn longest_first(&mut self, tile_len: u32) {
+        let tiles = |item: &WorkItem| Extent::new(item.token_start..item.token_end, tile_len, 0).tiles();
+        self.items.sort_unstable_by_key(|item| {
+            (std::cmp::Reverse(tiles(item)), item.request_idx, item.token_start)
+        });
     }
 
     /// One worker a share, request by request.
@@ -172,12 +201,12 @@ impl SplitPlan {
         self.config.as_ref()
     }
 
-    /// All items, worker by worker, each request's in token order.
+    /// All items, worker by worker, each request's in token order; the longest first where each has a worker of its own.
     pub fn items(&self) -> &[WorkItem] {
         &self.items
     }
 
-    /// `[num_workers + 1]`, or one more than there are shares in all: worker `w` does items `worker_starts[w]..worker_starts[w + 1]`.
+    /// `[num_workers + 1]`, or one more than there are shares in all, or items with a worker each: worker `w` does items `worker_starts[w]..worker_starts[w + 1]`.
     pub fn worker_starts(&self) -> &[u32] {
         &self.worker_starts
     }

@@ -55,7 +55,11 @@ impl Extent {
     }
 }
 
+/// Tiles between the cuts of requests that are not to be cut: more than any has.
+const UNCUT: u64 = 1 << 40;
+
 /// A batch in tiles and the rule by which it is cut.
+#[derive(Clone, Copy)]
 pub(crate) struct Schedule<'a> {
     extents: &'a [Extent],
     tile_len: u64,
@@ -81,6 +85,27 @@ impl<'a> Schedule<'a> {
         }
     }
 
+    /// The same requests, cut nowhere.
+    fn uncut(&self) -> Self {
+        Self { split_tiles: Some(UNCUT), ..*self }
+    }
+
+    /// The schedule to deal by, and its budget: without any cut where that costs no worker more than two items' overheads, for then there
+    /// is nothing to merge.
+    pub fn with_budget(self) -> (Self, u64) {
+        let budget = self.smallest_budget();
+        if self.split_tiles.is_none() {
+            let uncut = self.uncut();
+            let most = budget + 2 * self.overhead;
+            let longest = self.extents.iter().map(Extent::tiles).max().unwrap_or(0);
+            if longest + self.overhead <= most && uncut.workers_needed(most) <= self.num_workers {
+                let least = uncut.smallest_budget();
+                return (uncut, least);
+            }
+        }
+        (self, budget)
+    }
+
     /// Items of the invariant cut; an upper bound of those of the other, where each worker begins at most one more.
     pub fn max_items(&self) -> u64 {
         match self.split_tiles {
@@ -89,12 +114,39 @@ impl<'a> Schedule<'a> {
         }
     }
 
+    /// Items of [`Self::cut_up`].
+    pub fn num_items_of(&self, item_tiles: u32) -> u64 {
+        let pieces = |extent: &Extent| match self.split_tiles {
+            None => extent.tiles().div_ceil(u64::from(item_tiles.max(1))).max(1),
+            Some(_) => extent.num_splits(),
+        };
+        self.extents.iter().map(pieces).sum()
+    }
+
+    /// Calls `take(item, cost in tiles)` in order: under the throughput policy equal items of at most so many tiles.
+    pub fn cut_up(&self, item_tiles: u32, take: &mut impl FnMut(WorkItem, u64)) {
+        if self.split_tiles.is_some() {
+            return self.deal(u64::MAX >> 1, &mut |item, cost, _| take(item, cost));
+        }
+        for (request, extent) in self.extents.iter().enumerate() {
+            // Fewer than MAX_ITEMS.
+            let count = extent.tiles().div_ceil(u64::from(item_tiles.max(1))).max(1) as u32;
+            for piece in 0..count {
+                if let Some(item) = extent.share(request, piece, count, self.tile_len as u32) {
+                    let tiles =
+                        Extent::new(item.token_start..item.token_end, self.tile_len as u32, 0).tiles();
+                    take(item, tiles + self.overhead);
+                }
+            }
+        }
+    }
+
     /// The smallest load a worker must bear so that the greedy deal gets by with `num_workers`.
     ///
     /// A worker is closed with less room than `waste` left, and each cut costs one more overhead, so a budget of
     /// `ceil(total / num_workers) + waste + overhead` always suffices (`docs/split-schedule.md`): the bisection is
     /// over a handful of values, whatever the batch.
-    pub fn smallest_budget(&self) -> u64 {
+    fn smallest_budget(&self) -> u64 {
         let longest = self.extents.iter().map(Extent::tiles).max().unwrap_or(0);
         let (total, least, waste) = match self.split_tiles {
             None => {

@@ -53,6 +53,11 @@ pub struct SplitConfig {
     /// neighbours are, each a worker's: a device that has clusters merges them there, without stage 2. `num_workers`,
     /// `item_overhead` and `min_split_tiles` then do not count. At most [`MAX_SHARES`].
     pub num_shares: u32,
+    /// 0: work is dealt to `num_workers` as the policy says. Else every item has a worker of its own, the longest first, for a device to
+    /// deal out as its blocks come free: as many workers as items, whatever `num_workers` says. Under
+    /// [`SplitPolicy::Throughput`] requests are then cut into equal items of at most so many tiles. A captured graph, which has a fixed number of
+    /// workers, cannot follow such plans. Does not count where requests are shared out.
+    pub item_tiles: u32,
 }
 
 impl SplitConfig {
@@ -66,6 +71,7 @@ impl SplitConfig {
             min_split_tiles: 1,
             heads_per_block: 1,
             num_shares: 0,
+            item_tiles: 0,
         }
     }
 

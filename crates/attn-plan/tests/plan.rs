@@ -20,6 +20,7 @@ fn configs() -> impl Strategy<Value = SplitConfig> {
             min_split_tiles,
             heads_per_block: 1,
             num_shares: 0,
+            item_tiles: 0,
         },
     )
 }
@@ -108,6 +109,39 @@ proptest! {
         prop_assert_eq!(starts.len(), config.num_workers as usize + 1);
         prop_assert!(starts.windows(2).all(|w| w[0] <= w[1]));
         prop_assert_eq!(*starts.last().unwrap() as usize, plan.items().len());
+    }
+
+    /// Items with a worker each are those of the policy, or equal and short enough; the longest come first.
+    #[test]
+    fn own_workers_get_the_longest_first(spec in specs(), lens in lens(), config in configs(), item_tiles in 1u32..50) {
+        let config = SplitConfig { item_tiles, ..config };
+        let plan = SplitPlan::new(&spec, &lens, &config).unwrap();
+        let tiles = |item: &WorkItem| item.token_end.div_ceil(config.tile_len) - item.token_start / config.tile_len;
+        prop_assert_eq!(plan.worker_starts(), (0..=plan.items().len() as u32).collect::<Vec<_>>());
+        prop_assert_eq!(plan.num_busy_workers() as usize, plan.items().len().max(1));
+        prop_assert!(plan.items().is_sorted_by(|a, b| a.num_tokens() == 0 && b.num_tokens() == 0 || tiles(a) >= tiles(b)));
+        let mut items = plan.items().to_vec();
+        items.sort_by_key(|item| (item.request_idx, item.token_start));
+        let dealt = SplitPlan::new(&spec, &lens, &SplitConfig { item_tiles: 0, ..config }).unwrap();
+        match config.policy {
+            SplitPolicy::BatchInvariant { .. } => prop_assert_eq!(items, dealt.items()),
+            SplitPolicy::Throughput => {
+                for (request, &kv_len) in lens.iter().enumerate() {
+                    let visible = spec.visible_any(kv_len);
+                    let own: Vec<_> = items.iter().filter(|item| item.request_idx as usize == request).collect();
+                    let mut ends = own.iter().map(|item| item.token_end);
+                    let starts = own.iter().map(|item| item.token_start);
+                    prop_assert!(starts.eq(std::iter::once(visible.start).chain(ends.clone()).take(own.len())));
+                    prop_assert_eq!(ends.next_back(), Some(visible.end));
+                    let most = own.iter().map(|item| tiles(item)).max().unwrap();
+                    let least = own.iter().map(|item| tiles(item)).min().unwrap();
+                    prop_assert!(most <= item_tiles && (visible.is_empty() || most - least <= 1));
+                    let range = plan.request_partials()[request]..plan.request_partials()[request + 1];
+                    let partials = own.iter().map(|item| item.partial_idx).filter(|partial| *partial != NO_PARTIAL);
+                    prop_assert!(partials.eq(range));
+                }
+            }
+        }
     }
 
     #[test]

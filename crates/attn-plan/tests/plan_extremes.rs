@@ -124,6 +124,16 @@ fn refused_configs() {
 }
 
 #[test]
+fn requests_stay_whole_where_it_costs_little() {
+    let config = SplitConfig { item_overhead: 4, min_split_tiles: 4, ..SplitConfig::throughput(33) };
+    let partials =
+        |batch: usize| SplitPlan::new(&spec(), &vec![8192; batch], &config).unwrap().num_partials();
+    // Two each on 32 of them: 264 tiles, where cuts would make it 256. Four each: 528, and 512.
+    assert_eq!((partials(32), partials(64)), (0, 0));
+    assert!(partials(128) > 0 && partials(8) > 0);
+}
+
+#[test]
 fn many_workers_never_make_it_slower() {
     let lens = [8192, 100, 0, 31_000, 5, 777];
     for policy in [SplitPolicy::Throughput, INVARIANT] {
@@ -151,6 +161,7 @@ proptest! {
             policy, num_workers: workers, tile_len: 64, item_overhead: overhead, min_split_tiles: piece,
             heads_per_block: 1,
             num_shares: 0,
+            item_tiles: 0,
         };
         let plan = SplitPlan::new(&spec, &lens, &config).unwrap();
         assert_covers(&plan, &spec, &lens, workers);
@@ -162,7 +173,7 @@ proptest! {
         let bound = match split {
             None => {
                 let total: u64 = lens.iter().map(|&len| tiles(spec.visible_any(len)) + overhead).sum();
-                total.div_ceil(workers).max(piece + overhead) + 2 * piece + 2 * overhead
+                total.div_ceil(workers).max(piece + overhead) + 2 * piece + 4 * overhead
             }
             Some(split) => {
                 let cost = |item: &WorkItem| tiles(item.token_start..item.token_end) + overhead;

@@ -5,11 +5,18 @@ use crate::model::{CLUSTER_ROOM, LINE_BYTES, USUAL_WARPS};
 use crate::{PolicyClass, RunKey, Shape, StaticKey};
 use attn_plan::MAX_SHARES;
 
-/// What starting and merging an item costs, in tiles: measured best on ragged batches, and no worse on uniform ones.
+/// What starting and merging an item costs, in tiles, for a block of one head: measured best on ragged batches, and no worse on uniform
+/// ones. A block of four heads does a tile in the time of four.
 pub(crate) const ITEM_OVERHEAD: u32 = 4;
 
 /// Shares of a full device that are worth trying, in eighths.
-const FILLS: [u32; 8] = [8, 6, 4, 2, 3, 1, 5, 16];
+const FILLS: [u32; 8] = [8, ONE_FEWER, 4, 2, 3, 1, 5, 16];
+/// A block a multiprocessor fewer than it can hold, where that leaves two at least: launched so that all hold equally many.
+const ONE_FEWER: u32 = 6;
+/// Of what a worker of a full device would have, the longest item where each has a worker of its own.
+const ITEM_SHARE: f64 = 0.65;
+/// Such items are for steps of so many bytes.
+const LEAST_ITEM_BYTES: u64 = 64 << 20;
 /// Of them, those that are told apart step by step.
 const NUM_FEW: usize = 4;
 
@@ -17,10 +24,13 @@ const NUM_FEW: usize = 4;
 #[derive(Clone, Debug)]
 pub struct Candidates {
     full: u32,
+    one_fewer: u32,
     heads_per_block: &'static [u32],
     min_split_tiles: &'static [u32],
     fills: &'static [u32],
     next: usize,
+    /// Tiles of an item at most, where each has a worker of its own; 0 where none should.
+    item_tiles: u32,
     /// Bit `n - 1`: requests in `n` shares.
     shares: u32,
     share_heads_per_block: &'static [u32],
@@ -65,8 +75,12 @@ impl Candidates {
                 (true, false) => (&[1, 2], &[1, 2]),
                 (true, true) => (&[1, 4], &[1, 2]),
             };
+        let full = (num_sms * shape.blocks_per_sm).max(1);
+        let has_one_fewer = shape.blocks_per_sm >= 3;
         Self {
-            full: (num_sms * shape.blocks_per_sm).max(1),
+            full,
+            one_fewer: if has_one_fewer { full - num_sms } else { full * ONE_FEWER / 8 },
+            item_tiles: if has_one_fewer { item_tiles_of(full, key, shape, run) } else { 0 },
             heads_per_block,
             // Twice the heads, fewer lengths: all are told apart step by step.
             min_split_tiles: if together { &[4, 1] } else { &[4, 1, 8] },
@@ -77,6 +91,19 @@ impl Candidates {
             share_heads: 0,
         }
     }
+}
+
+/// Tiles of an item at most for ragged batches of long rows, which the device then balances by itself; 0 for others.
+fn item_tiles_of(full: u32, key: &StaticKey, shape: &Shape, run: &RunKey) -> u32 {
+    let heads = u64::from(run.num_kv_heads);
+    let is_ragged = u64::from(run.longest) * u64::from(run.batch) > 2 * run.kv_tokens;
+    let is_long = run.kv_tokens.saturating_mul(heads * u64::from(shape.row_bytes)) >= LEAST_ITEM_BYTES;
+    if key.policy != PolicyClass::Throughput || key.layout.is_scattered() || !is_ragged || !is_long {
+        return 0;
+    }
+    let workers = f64::from(full) / (heads as f64 * f64::from(shape.row_blocks)).max(1.0);
+    let tiles = ITEM_SHARE * run.kv_tokens as f64 / f64::from(TILE_LEN) / workers.max(1.0);
+    tiles.clamp(f64::from(2 * ITEM_OVERHEAD), f64::from(1 << 20)) as u32
 }
 
 /// Tiles of a share at most: in long ones the blocks' luck with the memory differs, and nobody takes over from the unlucky.
@@ -143,12 +170,26 @@ impl Iterator for Candidates {
         let index = self.next;
         if let Some(fill) = self.fills.get(index / (heads * mins)) {
             self.next += 1;
+            let heads_per_block = *self.heads_per_block.get(index / mins % heads)?;
+            let blocks = if *fill == ONE_FEWER { self.one_fewer } else { self.full * fill / 8 };
             return Some(Choice {
-                num_blocks: (self.full * fill / 8).clamp(1, 1 << 16),
-                heads_per_block: *self.heads_per_block.get(index / mins % heads)?,
+                num_blocks: blocks.clamp(1, 1 << 16),
+                heads_per_block,
                 min_split_tiles: *self.min_split_tiles.get(index % mins)?,
+                item_overhead: ITEM_OVERHEAD / heads_per_block,
+                num_shares: 0,
+                item_tiles: 0,
+            });
+        }
+        if self.item_tiles > 0 {
+            let item_tiles = std::mem::take(&mut self.item_tiles);
+            return Some(Choice {
+                num_blocks: self.full.min(1 << 16),
+                heads_per_block: 1,
+                min_split_tiles: 1,
                 item_overhead: ITEM_OVERHEAD,
                 num_shares: 0,
+                item_tiles,
             });
         }
         if self.shares == 0 {
@@ -167,6 +208,7 @@ impl Iterator for Candidates {
             min_split_tiles: 1,
             item_overhead: ITEM_OVERHEAD,
             num_shares,
+            item_tiles: 0,
         })
     }
 }

@@ -21,6 +21,9 @@ pub struct Choice {
     pub item_overhead: u32,
     /// Equal shares of each request, merged by a cluster of blocks; 0: by workers, and the numbers above count.
     pub num_shares: u32,
+    /// Tiles of an item at most, each of which has a worker of its own, the longest first; 0: workers take several. Counts where
+    /// there are no shares.
+    pub item_tiles: u32,
 }
 
 impl Choice {
@@ -39,6 +42,7 @@ impl Choice {
             heads_per_block: self.heads_per_block,
             // That policy has fixed the cuts.
             num_shares: if policy == SplitPolicy::Throughput { self.num_shares } else { 0 },
+            item_tiles: self.item_tiles,
         }
     }
 
@@ -62,6 +66,8 @@ impl Choice {
             Some("overhead must be 0 to 64")
         } else if self.num_shares > MAX_SHARES {
             Some("shares must be 0 to 16")
+        } else if self.item_tiles > 1 << 20 {
+            Some("item_tiles must be 0 to 1048576")
         } else {
             None
         }
@@ -70,9 +76,16 @@ impl Choice {
 
 impl std::fmt::Display for Choice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { num_blocks, heads_per_block, min_split_tiles, item_overhead, num_shares } = self;
+        let Self { num_blocks, heads_per_block, min_split_tiles, item_overhead, num_shares, item_tiles } =
+            self;
         if *num_shares > 0 {
             return write!(f, "each request in {num_shares} shares, {heads_per_block} heads a block");
+        }
+        if *item_tiles > 0 {
+            return write!(
+                f,
+                "a block of {heads_per_block} heads for each item of at most {item_tiles} tiles"
+            );
         }
         write!(
             f,

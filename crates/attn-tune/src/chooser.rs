@@ -162,6 +162,7 @@ impl Chooser {
             min_split_tiles: 1,
             item_overhead: ITEM_OVERHEAD,
             num_shares: 0,
+            item_tiles: 0,
         };
         let (expected_us, choice) = best.unwrap_or((0.0, full));
         (self.hold(choice), expected_us)
@@ -171,7 +172,9 @@ impl Chooser {
     fn hold(&self, choice: Choice) -> Choice {
         match self.key.policy {
             PolicyClass::Throughput => choice,
-            PolicyClass::BatchInvariant => Choice { heads_per_block: 1, num_shares: 0, ..choice },
+            PolicyClass::BatchInvariant => {
+                Choice { heads_per_block: 1, num_shares: 0, item_tiles: 0, ..choice }
+            }
         }
     }
 

@@ -15,6 +15,9 @@
 //! stream = (bytes / read bandwidth / overlap + bytes / what its blocks can stream together) x imbalance
 //! ```
 //!
+//! A block a multiprocessor fewer than it can hold, all equally many, stream as much as when it is full, and an item costs as little.
+//! Where every item has a worker of its own, the others go on while one begins, and the device keeps them balanced.
+//!
 //! Otherwise two bandwidths are joined as 1 / hypot(1/a, 1/b): near their crossing neither is reached.
 
 use crate::choice::{Choice, TILE_LEN};
@@ -111,6 +114,8 @@ pub const USUAL_WARPS: u32 = 4;
 pub(crate) const LINE_BYTES: u32 = 128;
 /// Of the blocks that [`CostModel::block_gb_per_s`] is of.
 const USUAL_BLOCKS_PER_SM: f64 = 3.0;
+/// Of a block a multiprocessor fewer than fit, how many there are at least where all are to hold equally many.
+const EVEN_FILL: f64 = 0.9;
 /// Share of a full device that clusters fill before some must wait.
 pub(crate) const CLUSTER_ROOM: f64 = 0.85;
 
@@ -154,6 +159,10 @@ const TWO_HEADS_US: f64 = 2.0;
 /// What four heads a block cost beside: one warp a head, and heads in step wait for each other. Read off LightLLM's buffers on an
 /// H200: 7 us more than one head at 168 MB, none at 671, 40 less at 1342.
 const FOUR_HEADS_US: f64 = 10.0;
+/// Of an item's cost, what it costs with a worker of its own.
+const OWN_ITEM: f64 = 0.45;
+/// Such items that a request adds to those that its tokens make, in the mean.
+const REQUEST_ITEMS: f64 = 0.75;
 
 impl Default for CostModel {
     fn default() -> Self {
@@ -256,23 +265,43 @@ impl CostModel {
         // No request is long enough for two of the smallest splits: each is one worker's.
         let longest = f64::from(run.longest.div_ceil(TILE_LEN));
         let is_uncut = key.policy == PolicyClass::Throughput && longest < 2.0 * least;
-        let (load, most) = if is_uncut { (load.max(longest + overhead), batch) } else { (load, workers) };
+        // Nor where the whole requests of a worker are little more than its load, see `attn_plan`.
+        let each = (batch / workers).ceil();
+        let is_dealt = self.is_uniform(run)
+            && key.policy == PolicyClass::Throughput
+            && each * (longest + overhead) <= load + 2.0 * overhead;
+        let (load, most) = if is_dealt {
+            (each * (longest + overhead), (batch / each).ceil())
+        } else if is_uncut {
+            (load.max(longest + overhead), batch)
+        } else {
+            (load, workers)
+        };
         let used = (work / load).ceil().min(most).clamp(1.0, workers).min(tiles.ceil());
         let blocks_per_worker = heads / heads_per_block * f64::from(shape.row_blocks);
         let resident = f64::from(num_sms * shape.blocks_per_sm);
         let waves = (used * blocks_per_worker / resident).max(1.0);
         let blocks = (used * blocks_per_worker).min(resident);
 
+        let own_items = choice.item_tiles > 0;
+        let one_fewer = f64::from(num_sms * (shape.blocks_per_sm.max(1) - 1));
+        let is_even = shape.blocks_per_sm >= 3
+            && !key.layout.is_scattered()
+            && (EVEN_FILL * one_fewer..=one_fewer).contains(&(used * blocks_per_worker));
+        let relief = if is_even { resident / one_fewer } else { 1.0 };
         // The rings of a multiprocessor's blocks share its memory, however many they are.
         let block_gb_per_s =
-            self.block_gb_per_s * USUAL_BLOCKS_PER_SM / f64::from(shape.blocks_per_sm.max(1));
+            relief * self.block_gb_per_s * USUAL_BLOCKS_PER_SM / f64::from(shape.blocks_per_sm.max(1));
         let bandwidth = joined(read_gb_per_s * self.reach(key, run, choice), blocks * block_gb_per_s);
         let bytes = tokens * heads * f64::from(shape.row_bytes);
-        let imbalance = (load * used / work).max(1.0);
+        let imbalance = if own_items { 1.0 } else { (load * used / work).max(1.0) };
         let stream = bytes / bandwidth / 1e3 * imbalance;
 
-        let items = batch / used * waves;
-        let is_dealt = batch >= used && batch % used == 0.0 && self.is_uniform(run);
+        let items = if own_items {
+            OWN_ITEM * (tiles / f64::from(choice.item_tiles) + REQUEST_ITEMS * batch) / workers
+        } else {
+            batch / used * waves / relief
+        };
         let is_whole = used <= 1.0 || is_uncut || is_dealt;
         let merge = if is_whole && key.policy == PolicyClass::Throughput {
             0.0

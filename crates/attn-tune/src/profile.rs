@@ -97,6 +97,8 @@ struct RawPoint {
     overhead: u32,
     #[serde(default)]
     shares: u32,
+    #[serde(default)]
+    item_tiles: u32,
     us: f64,
     p10: f64,
     p90: f64,
@@ -106,7 +108,19 @@ struct RawPoint {
 
 impl RawPoint {
     fn check(self) -> Result<(RunKey, Point), &'static str> {
-        let Self { batch, kv_heads, tokens, longest, blocks, heads, min_tiles, overhead, shares, .. } = self;
+        let Self {
+            batch,
+            kv_heads,
+            tokens,
+            longest,
+            blocks,
+            heads,
+            min_tiles,
+            overhead,
+            shares,
+            item_tiles,
+            ..
+        } = self;
         let run = RunKey { batch, num_kv_heads: kv_heads, kv_tokens: tokens, longest };
         let choice = Choice {
             num_blocks: blocks,
@@ -114,6 +128,7 @@ impl RawPoint {
             min_split_tiles: min_tiles,
             item_overhead: overhead,
             num_shares: shares,
+            item_tiles,
         };
         let Self { us, p10, p90, model, floor, .. } = self;
         let timing = Timing { us, p10_us: p10, p90_us: p90, model_us: model, floor_us: floor };

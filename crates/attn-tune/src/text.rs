@@ -56,6 +56,9 @@ impl fmt::Display for Line<'_> {
         if choice.num_shares > 0 {
             write!(f, ", shares = {}", choice.num_shares)?;
         }
+        if choice.item_tiles > 0 {
+            write!(f, ", item_tiles = {}", choice.item_tiles)?;
+        }
         write!(f, ", us = {us:.2}, p10 = {p10_us:.2}, p90 = {p90_us:.2}")?;
         write!(f, ", model = {model_us:.2}, floor = {floor_us:.2} }}")
     }

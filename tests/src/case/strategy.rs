@@ -57,9 +57,19 @@ fn config(offered: bool, tile_len: u32) -> impl Strategy<Value = SplitConfig> {
         select(vec![1u32, 2, 4]),
         // Of the throughput policy alone; every third time.
         prop_oneof![2 => Just(0u32), 1 => 1u32..=MAX_SHARES],
+        // Where there are no shares.
+        prop_oneof![2 => Just(0u32), 1 => 1u32..9],
     )
         .prop_map(
-            move |(policy, num_workers, item_overhead, min_split_tiles, heads_per_block, shares)| {
+            move |(
+                policy,
+                num_workers,
+                item_overhead,
+                min_split_tiles,
+                heads_per_block,
+                shares,
+                item_tiles,
+            )| {
                 let num_shares = if policy == SplitPolicy::Throughput { shares } else { 0 };
                 SplitConfig {
                     policy,
@@ -69,6 +79,7 @@ fn config(offered: bool, tile_len: u32) -> impl Strategy<Value = SplitConfig> {
                     min_split_tiles,
                     heads_per_block,
                     num_shares,
+                    item_tiles,
                 }
             },
         )

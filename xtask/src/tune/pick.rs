@@ -55,10 +55,10 @@ pub fn pick(facts: &Facts<'_>, first: Choice, count: usize) -> Result<Vec<Choice
     Ok(picked.into_iter().map(|(choice, _)| choice).collect())
 }
 
-/// A split without the numbers that only shape its plan; of shares, whether there are any.
+/// A split without the numbers that only shape its plan; of shares and of items with a worker each, whether there are any.
 fn kind_of(split: &SplitConfig) -> SplitConfig {
-    let num_shares = split.num_shares.min(1);
-    SplitConfig { num_workers: 1, item_overhead: 0, min_split_tiles: 1, num_shares, ..*split }
+    let (num_shares, item_tiles) = (split.num_shares.min(1), split.item_tiles.min(1));
+    SplitConfig { num_workers: 1, item_overhead: 0, min_split_tiles: 1, num_shares, item_tiles, ..*split }
 }
 
 /// Whether two plans have the same items on the same workers; workers without any do not count.
@@ -89,6 +89,7 @@ mod tests {
             min_split_tiles: 4,
             item_overhead: 4,
             num_shares: 0,
+            item_tiles: 0,
         };
         for kv_lens in [vec![64], vec![2048; 8], vec![8192; 128], vec![100, 3000, 50_000, 7]] {
             let facts = Facts {

@@ -151,6 +151,7 @@ mod tests {
                 min_split_tiles: 1,
                 item_overhead: 1,
                 num_shares: 0,
+                item_tiles: 0,
             })
             .collect()
     }

@@ -42,7 +42,14 @@ pub fn machine() -> Machine {
 }
 
 fn choice(num_blocks: u32) -> Choice {
-    Choice { num_blocks, heads_per_block: 1, min_split_tiles: 1, item_overhead: 1, num_shares: 0 }
+    Choice {
+        num_blocks,
+        heads_per_block: 1,
+        min_split_tiles: 1,
+        item_overhead: 1,
+        num_shares: 0,
+        item_tiles: 0,
+    }
 }
 
 /// What a schedule's kernel does wrong.

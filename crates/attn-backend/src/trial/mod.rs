@@ -210,7 +210,8 @@ fn try_spec(
 fn finer(split: &SplitConfig) -> SplitConfig {
     match split.policy {
         SplitPolicy::Throughput => {
-            SplitConfig { num_workers: 7, item_overhead: 0, min_split_tiles: 1, num_shares: 0, ..*split }
+            let dealt = SplitConfig { num_shares: 0, item_tiles: 0, ..*split };
+            SplitConfig { num_workers: 7, item_overhead: 0, min_split_tiles: 1, ..dealt }
         }
         // The cuts are fixed; only the dealing may differ.
         SplitPolicy::BatchInvariant { .. } => SplitConfig { num_workers: 3, ..*split },

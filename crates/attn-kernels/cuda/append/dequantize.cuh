@@ -1,11 +1,17 @@
 // Dequantize: gathers tokens of one request into dense k and v, code * scale rounded to the output type.
 //
-// Grid: x covers (token, kv head) pairs like append, 256 threads. A token on a page out of range becomes zeros and is reported.
+// Grid: x covers (token, kv head) pairs, 256 / dequantize_lanes(head_dim) a block of 256 threads. A token on a page out of range becomes zeros and is reported.
 #pragma once
 #include "../quant/dequant.cuh"
 #include "append.cuh"
 
 namespace kv8 {
+
+// Lanes that hold a row, 8 channels each: head_dim / 8 rounded up to a power of two.
+__device__ __forceinline__ uint32_t dequantize_lanes(uint32_t head_dim) {
+    const uint32_t lanes = head_dim / kEight;
+    return lanes <= 8 ? 8u : (lanes <= 16 ? 16u : 32u);
+}
 
 __device__ __forceinline__ void dequantize_row(const PagedCache& cache, const Plane& codes, const Plane& scales,
                                                uint32_t group_len, uint64_t dst, uint64_t element, uint32_t out_type,
@@ -26,9 +32,9 @@ __device__ __forceinline__ void dequantize_row(const PagedCache& cache, const Pl
 }
 
 __device__ __forceinline__ void dequantize(const DequantizeParams& p) {
-    const uint32_t lanes = row_lanes(p.cache.head_dim);
+    const uint32_t lanes = dequantize_lanes(p.cache.head_dim);
     const uint64_t pair = static_cast<uint64_t>(blockIdx.x) * (kAppendThreads / lanes) + threadIdx.x / lanes;
-    const uint32_t channel = threadIdx.x % lanes * kLaneChannels;
+    const uint32_t channel = threadIdx.x % lanes * kEight;
     const uint32_t num_tokens = p.token_end - p.token_start;
     if (pair >= static_cast<uint64_t>(num_tokens) * p.cache.num_kv_heads || channel >= p.cache.head_dim) return;
     const uint32_t token = static_cast<uint32_t>(pair / p.cache.num_kv_heads);

@@ -250,7 +250,7 @@ __device__ __forceinline__ float rcp_approx(float x) {
     return y;
 }
 
-// The same with subnormal x or results taken for zero: one instruction.
+// The same for x from 2^-126 to 2^126, subnormal results taken for zero: one instruction.
 __device__ __forceinline__ float rcp_approx_ftz(float x) {
     float y;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -4,7 +4,7 @@
 #include "../decode/stage2.cuh"
 #include "../decode/stream.cuh"
 
-extern "C" __global__ void __launch_bounds__(kv8::kAppendThreads, 4) kv8_append(const __grid_constant__ kv8::AppendParams p) {
+extern "C" __global__ void __launch_bounds__(kv8::kAppendThreads, 3) kv8_append(const __grid_constant__ kv8::AppendParams p) {
     kv8::append(p);
 }
 

@@ -13,6 +13,10 @@ use crate::key;
 
 /// Threads of a block; `kAppendThreads` in `cuda/append/append.cuh`.
 const APPEND_THREADS: u32 = 256;
+/// Channels of a lane of append, of K and of V each.
+const APPEND_CHANNELS: u32 = 16;
+/// Channels of a lane of dequantize.
+const DEQUANTIZE_CHANNELS: u32 = 8;
 /// Blocks of append a multiprocessor: twice what it holds. More blocks would each begin without rows on the way.
 const APPEND_BLOCKS_PER_SM: u32 = 8;
 /// Threads of a block; `kStreamThreads` in `cuda/decode/stream.cuh`.
@@ -121,13 +125,15 @@ impl CacheKernels {
             num_tokens,
             input_type: args.input_type as u32,
         };
-        let mut shape = pair_shape(&cache, num_tokens)?;
+        let lanes = lanes(&cache, APPEND_CHANNELS);
+        let mut shape = pair_shape(&cache, num_tokens, lanes)?;
         // Its blocks stride over the pairs.
         let enough = self.append.device().facts().num_sms.max(1) * APPEND_BLOCKS_PER_SM;
         shape.grid[0] = shape.grid[0].min(enough);
         // SAFETY: the struct is the twin of the kernel's, and every array in it was checked against the shapes; slots
-        // out of range are reported by the kernel and not followed.
-        unsafe { self.append.launch(shape, &params, Order::AfterPrevious, stream) }
+        // out of range are reported by the kernel and not followed. It waits for the kernel before it, and lets the next begin
+        // only then.
+        unsafe { self.append.launch(shape, &params, Order::Overlapping, stream) }
     }
 
     /// Queues the gathering of tokens into dense k and v. Neither allocates nor waits; can be captured.
@@ -156,18 +162,21 @@ impl CacheKernels {
             token_end: args.token_end,
             out_type: args.out_type as u32,
         };
-        let shape = pair_shape(&cache, num_tokens)?;
+        let shape = pair_shape(&cache, num_tokens, lanes(&cache, DEQUANTIZE_CHANNELS))?;
         // SAFETY: as for append; page indices out of range are reported by the kernel and not followed.
         unsafe { self.dequantize.launch(shape, &params, Order::AfterPrevious, stream) }
     }
 }
 
-/// Grid over (token, kv head) pairs; a row of channels is held by `row_lanes` lanes of 8 channels, as in
-/// `cuda/append/append.cuh`.
-fn pair_shape(cache: &PagedCache, num_tokens: u32) -> Result<LaunchShape, DeviceError> {
-    let row_lanes = (cache.head_dim / 8).next_power_of_two().clamp(8, 32);
+/// Lanes that hold a row of channels, so many each: `append_lanes` and `dequantize_lanes` in `cuda/append/`.
+fn lanes(cache: &PagedCache, channels: u32) -> u32 {
+    cache.head_dim.div_ceil(channels).next_power_of_two().clamp(64 / channels, 256 / channels)
+}
+
+/// Grid over (token, kv head) pairs, each held by so many lanes.
+fn pair_shape(cache: &PagedCache, num_tokens: u32, lanes: u32) -> Result<LaunchShape, DeviceError> {
     let pairs = u64::from(num_tokens) * u64::from(cache.num_kv_heads);
-    let blocks = pairs.div_ceil(u64::from(APPEND_THREADS / row_lanes));
+    let blocks = pairs.div_ceil(u64::from(APPEND_THREADS / lanes));
     let blocks = u32::try_from(blocks).map_err(|_| DeviceError::Launch {
         what: format!("{num_tokens} tokens are too many for one launch"),
     })?;

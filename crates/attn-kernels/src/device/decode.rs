@@ -10,6 +10,7 @@ use super::module::{CLUSTER_VERSION, Kernel, Kernels};
 use super::stream::Stream;
 use crate::abi::{DecodeParams, PagedCache, Ready, WorkItem};
 use crate::key::{self, Arithmetic, Instance, KernelKind, KeyQuery, SHARES_THREADS, STAGE1_THREADS};
+use crate::residency;
 
 /// Threads along y of a block of stage 2; `kMergeLanes` in `cuda/decode/stage2.cuh`.
 const MERGE_LANES: u32 = 8;
@@ -18,6 +19,9 @@ const MERGE_CHANNELS: u32 = 4;
 
 /// Tokens of a tile at which shares are cut; `kShareTile` in `cuda/decode/inbox.cuh`.
 const SHARE_TILE: u32 = 64;
+
+/// Shares of a request at most whose blocks are spread evenly.
+const MOST_EVENED_SHARES: u32 = 2;
 
 /// Shared memory of a block, behind the variant's own, in which the shares of a request meet: `Inbox` in
 /// `cuda/decode/inbox.cuh`.
@@ -246,11 +250,12 @@ impl Decoder {
             Some(Shares { kernel, instance, .. }) => (kernel, *instance, SHARES_THREADS),
             None => (&self.stage1, self.instance, STAGE1_THREADS),
         };
-        let inbox = inbox_bytes(instance, args.spec, num_shares, heads_per_block);
+        let needed = instance.shared_bytes + inbox_bytes(instance, args.spec, num_shares, heads_per_block);
+        let grid = [params.cache.num_kv_heads / heads_per_block, self.row_blocks, workers];
         let shape = LaunchShape {
-            grid: [params.cache.num_kv_heads / heads_per_block, self.row_blocks, workers],
+            grid,
             block: [threads / heads_per_block, heads_per_block],
-            shared_bytes: instance.shared_bytes + inbox,
+            shared_bytes: if shares.is_some() { needed } else { self.evened_bytes(grid, num_shares, needed) },
             cluster: num_shares.max(1),
         };
         (kernel, shape)
@@ -274,6 +279,19 @@ impl Decoder {
             Some(shares) => (shares.blocks_per_sm, SHARES_THREADS / 32),
             None => (self.blocks_per_sm, STAGE1_THREADS / 32),
         }
+    }
+
+    /// Shared memory of a block that needs so much, or more where blocks are to spread evenly.
+    fn evened_bytes(&self, grid: [u32; 3], num_shares: u32, needed: u32) -> u32 {
+        let facts = self.stage1.device().facts();
+        let blocks = grid.iter().map(|n| u64::from(*n)).product();
+        let let_in = residency::blocks_to_let_in(blocks, facts.num_sms, self.blocks_per_sm);
+        // Clusters of more would not find room at once in what is left of a part of the device.
+        if let_in == self.blocks_per_sm || num_shares > MOST_EVENED_SHARES {
+            return needed;
+        }
+        let evened = residency::shared_bytes_for(let_in, needed, facts.shared_mem_per_sm_bytes);
+        if evened <= self.stage1.facts().max_dynamic_shared_bytes { evened } else { needed }
     }
 
     /// Grid of stage 2: a block a row, fewer where the batch fills the device anyway.

@@ -1,0 +1,63 @@
+//! How many blocks of stage 1 a multiprocessor is let hold at once, so that all get equally many.
+//!
+//! A launch that follows another finds multiprocessors as the one before leaves them. Where there is room for more blocks than
+//! their share, the first to be free take too many, and the others end early: 256 blocks on 132 multiprocessors with room
+//! for three took 71 us, with room for two 62 (32 x 2048 tokens on an H100, a block each).
+
+/// Shared memory that the driver keeps for itself, of each block.
+const RESERVED_BYTES: u32 = 1024;
+/// Dynamic shared memory is asked for in multiples of this.
+const UNIT_BYTES: u32 = 128;
+
+/// Blocks that a multiprocessor should hold at most: one less than the `most` it can, where all of a launch find room so and some have to
+/// share. One fewer of three or more streams as fast, one of two does not; several waves even out by themselves.
+/// ```
+/// use attn_kernels::residency::blocks_to_let_in;
+/// assert_eq!(blocks_to_let_in(256, 132, 3), 2);
+/// assert_eq!(blocks_to_let_in(392, 132, 3), 3);
+/// assert_eq!(blocks_to_let_in(256, 132, 2), 2);
+/// ```
+#[must_use]
+pub fn blocks_to_let_in(blocks: u64, num_sms: u32, most: u32) -> u32 {
+    let room = |per_sm: u32| u64::from(per_sm) * u64::from(num_sms);
+    if most >= 3 && (room(1) + 1..=room(most - 1)).contains(&blocks) { most - 1 } else { most }
+}
+
+/// Shared memory to ask for so that no more than `blocks` find room where a multiprocessor has `per_sm_bytes`; at least `needed`.
+/// ```
+/// use attn_kernels::residency::shared_bytes_for;
+/// let bytes = shared_bytes_for(2, 67_168, 233_472);
+/// assert!(3 * (bytes + 1024) > 233_472 && 2 * (bytes + 1024) <= 233_472);
+/// ```
+#[must_use]
+pub fn shared_bytes_for(blocks: u32, needed: u32, per_sm_bytes: u32) -> u32 {
+    let too_many = per_sm_bytes / (blocks + 1);
+    needed.max((too_many.saturating_sub(RESERVED_BYTES) + 1).next_multiple_of(UNIT_BYTES))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_blocks_as_asked_for_find_room() {
+        for per_sm in [102_400, 167_936, 233_472] {
+            for blocks in 1..6 {
+                let each = per_sm / (blocks + 1) - RESERVED_BYTES - 512;
+                let bytes = shared_bytes_for(blocks, each, per_sm);
+                assert!((blocks + 1) * (bytes + RESERVED_BYTES) > per_sm, "{blocks} of {per_sm}");
+                assert!(blocks * (bytes + RESERVED_BYTES) <= per_sm, "{blocks} of {per_sm}");
+            }
+        }
+        assert_eq!(shared_bytes_for(2, 90_000, 233_472), 90_000);
+    }
+
+    #[test]
+    fn a_block_less_only_where_all_find_room() {
+        let let_in = |blocks| blocks_to_let_in(blocks, 132, 3);
+        assert_eq!([let_in(264), let_in(256), let_in(133)], [2, 2, 2]);
+        // Three each; a block too many for two; one each; two waves.
+        assert_eq!([let_in(396), let_in(265), let_in(132), let_in(512)], [3, 3, 3, 3]);
+        assert_eq!([blocks_to_let_in(132 * 3, 132, 4), blocks_to_let_in(200, 132, 2)], [3, 2]);
+    }
+}
