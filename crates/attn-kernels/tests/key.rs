@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use attn_kernels::abi::{PagedCache, Plane};
 use attn_kernels::key::{
     Arithmetic, Groups, INSTANCES, KernelKey, KernelKind, KeyMiss, KeyQuery, Scales, check_append, select,
+    shares_of,
 };
 use kv_quant::ScaleType;
 
@@ -139,4 +140,25 @@ fn a_miss_says_what_there_is() {
     assert!(text.contains("kv8_stage1_d128_g8_sf16_n1"), "{text}");
     let key = KernelKey { row_tiles: 77, ..select(&good, &query(4)).unwrap().key };
     assert!(matches!(key.instance(), Err(KeyMiss::NoKey { .. })));
+}
+
+#[test]
+fn each_kernel_of_shares_stands_in_for_a_variant_of_stage_1() {
+    let shares: Vec<_> = INSTANCES.iter().filter(|row| row.key.kind == KernelKind::Shares).collect();
+    assert!(!shares.is_empty());
+    for row in shares {
+        let stage1 = KernelKey { kind: KernelKind::Stage1, ..row.key }.instance().unwrap();
+        assert_eq!(shares_of(&stage1.key), Some(row));
+        assert_eq!(row.key.to_string(), stage1.key.to_string().replace("stage1", "shares"));
+        // Two blocks of 128 registers and the inbox beside each, up to 16 shares of all its rows.
+        let inbox = 16 + (row.key.rows() * row.key.head_dim / 4).next_multiple_of(16) * 24;
+        assert!(row.min_ctas * (row.shared_bytes + inbox + 1024) <= 228 * 1024, "{}", row.key);
+    }
+    let f32 = KernelKey {
+        arithmetic: Arithmetic::F32,
+        groups: Groups::Any,
+        scales: Scales::Any,
+        ..INSTANCES[0].key
+    };
+    assert_eq!(shares_of(&f32), None);
 }

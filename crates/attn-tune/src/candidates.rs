@@ -108,8 +108,9 @@ fn item_tiles_of(full: u32, key: &StaticKey, shape: &Shape, run: &RunKey) -> u32
 
 /// Tiles of a share at most: in long ones the blocks' luck with the memory differs, and nobody takes over from the unlucky.
 const LONGEST_SHARE: u32 = 32;
-/// The same of blocks of eight warps.
-const LONGEST_WIDE_SHARE: u32 = 128;
+/// The same of blocks of eight warps, of several shares and of one: 1 x 131072 in 16 took 136 us against 118.
+const LONGEST_WIDE_SHARE: u32 = 64;
+const LONGEST_WIDE_WHOLE: u32 = 128;
 /// Shares of a request at most, but for steps of a tile each: in the benchmark larger clusters lost to workers (one kv head,
 /// 16 x 1024 in 8 shares 8.0 us against 7.5; 8 x 8192 on eight heads in 5 shares 75 against 71).
 const MOST_USUAL_SHARES: u32 = 4;
@@ -155,7 +156,8 @@ fn wide_shares_of(num_sms: u32, crowded: u32, pairs: u32, tiles: u32, shape: &Sh
     let most = tiles.div_ceil(2).clamp(1, MAX_SHARES).min(shape.most_shares);
     for shares in [num_sms / pairs, crowded.min(2), 1] {
         let shares = shares.min(most);
-        if shares > 0 && tiles.div_ceil(shares) <= LONGEST_WIDE_SHARE {
+        let longest = if shares > 1 { LONGEST_WIDE_SHARE } else { LONGEST_WIDE_WHOLE };
+        if shares > 0 && tiles.div_ceil(shares) <= longest {
             candidates |= 1 << (shares - 1);
         }
     }

@@ -123,6 +123,7 @@ fn blocks_of_eight_warps_share_out_more() {
     assert_eq!([of(&uniform(8, 8192)), of(&uniform(32, 2048)), of(&uniform(32, 8192))], [2, 1, 1]);
     let single = |batch, kv_len| RunKey { num_kv_heads: 1, ..RunKey::of(vec![kv_len; batch], 1) };
     assert_eq!([of(&single(8, 1024)), of(&single(64, 1024)), of(&single(128, 2048))], [8, 2, 2]);
+    assert_eq!([of(&uniform(1, 131_072)), of(&uniform(16, 2048))], [0, 2]);
     // 320 pairs are a wave of 264 and a fifth: workers end together.
     assert_eq!(of(&uniform(40, 2048)), 0);
     assert_eq!(of(&RunKey::of([8192, 500, 500, 500, 500, 500, 500, 500], 8)), 0);

@@ -131,7 +131,7 @@ def run_case(kernels, seed, stats):
         runs = []
         for _ in range(2):
             decode = Decode(kernels, cache, table, case.lens, q, case.out_type, plan, force=symbol, heads_per_cta=case.heads_per_cta,
-                            shares=case.shares, **common)
+                            shares=case.shares, ready=seed % 3, **common)
             decode.run()
             runs.append(decode)
         torch.cuda.synchronize()
@@ -149,7 +149,7 @@ def run_case(kernels, seed, stats):
         visible_bad = case.bad_page
         stats["cases"] += 1
         stats["outputs"] += got.numel()
-        by = stats["by"].setdefault(symbol, [0, 0.0, 0.0])
+        by = stats["by"].setdefault(decode.symbol, [0, 0.0, 0.0])
         by[0] += 1
         by[1], by[2] = max(by[1], worst if worst < 1e9 else by[1]), max(by[2], worst_lse if worst_lse < 1e9 else by[2])
         norm = out.norm()

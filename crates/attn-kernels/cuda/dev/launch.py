@@ -231,7 +231,7 @@ class Decode:
     """One decode problem on the device, ready to launch."""
 
     def __init__(self, kernels, cache, table, kv_lens, q, out_type, plan, *, starts=None, row_stride=0, window=0, soft_cap=0.0,
-                 softmax_scale=None, alibi=None, sinks=None, force=None, lse=True, partials=None, heads_per_cta=1, ready=True, shares=0):
+                 softmax_scale=None, alibi=None, sinks=None, force=None, lse=True, partials=None, heads_per_cta=1, ready=2, shares=0):
         self.k, self.cache, self.q, self.shares, self.policy = kernels, cache, q, shares, 0
         self.batch, self.q_len, self.q_heads, self.dim = q.shape
         self.out = torch.full(q.shape, float("nan"), dtype=FLOATS[out_type][1], device=DEV)
@@ -262,6 +262,9 @@ class Decode:
         if heads_per_cta > kernels.by_symbol[self.symbol]["max_heads"] or cache.heads % heads_per_cta:
             heads_per_cta = 1
         self.block = (128 // heads_per_cta, heads_per_cta, 1)
+        alone = self.symbol.replace("stage1", "shares")
+        if shares and heads_per_cta == 1 and alone in kernels.by_symbol:
+            self.symbol, self.block = alone, (256, 1, 1)
         self.grid = (cache.heads // heads_per_cta, -(-rows // (8 * row_tiles)), self.num_workers)
         self.more_shared = 0
         if shares:
