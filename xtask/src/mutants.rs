@@ -16,7 +16,16 @@ pub struct Args {
 }
 
 /// The smallest units that have every kernel of the data flow and every way to read scales.
-const UNITS: [&str; 5] = ["common", "stage1_d64_g16", "stage1_d64_g8", "stage1_d64_gw", "stage1_d64_gx"];
+const UNITS: [&str; 8] = [
+    "common",
+    "shares_d64_g16",
+    "shares_d64_g8",
+    "shares_d64_gw",
+    "stage1_d64_g16",
+    "stage1_d64_g8",
+    "stage1_d64_gw",
+    "stage1_d64_gx",
+];
 
 /// Where `bundle` looks for the images.
 pub fn output() -> PathBuf {

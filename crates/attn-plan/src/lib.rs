@@ -20,5 +20,5 @@ pub use partial::{Partial, SoftmaxState};
 pub use plan::{MAX_ITEMS, NO_PARTIAL, SplitPlan, WorkItem};
 pub use request::{DecodeRequest, PageRows, PageTable};
 pub use spec::{DecodeSpec, MAX_Q_HEADS, MAX_Q_LEN};
-pub use split::{MAX_SHARES, SplitConfig, SplitPolicy};
+pub use split::{MAX_OWN_ITEMS, MAX_SHARES, SplitConfig, SplitPolicy};
 pub use workspace::WorkspaceSize;

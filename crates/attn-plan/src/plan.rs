@@ -87,21 +87,23 @@ impl SplitPlan {
         let extent = |&kv_len: &u32| Extent::new(spec.visible_any(kv_len), tile_len, split_tiles);
         extents.extend(kv_lens.iter().map(extent));
         let schedule = Schedule::new(&extents, config);
-        let num_items = match (config.num_shares, config.item_tiles) {
-            (0, 0) => schedule.max_items(),
-            (0, item_tiles) => schedule.num_items_of(item_tiles),
-            (shares, _) => batch * u64::from(shares),
+        let num_own = schedule.num_items_of(config.item_tiles);
+        let is_own = config.num_shares == 0 && config.gives_own_workers(num_own);
+        let num_items = match config.num_shares {
+            0 if is_own => num_own,
+            0 => schedule.max_items(),
+            shares => batch * u64::from(shares),
         };
         let result = if num_items > MAX_ITEMS {
             Err(Error::TooManyItems(num_items))
         } else {
-            match (config.num_shares, config.item_tiles) {
-                (0, 0) => self.deal(schedule, config),
-                (0, _) => self.cut_up(&schedule, config),
+            match config.num_shares {
+                0 if is_own => self.cut_up(&schedule, config),
+                0 => self.deal(schedule, config),
                 _ => self.share_out(&extents, config),
             }
             self.number_partials(kv_lens.len());
-            if (config.num_shares, config.item_tiles != 0) == (0, true) {
+            if is_own {
                 self.longest_first(config.tile_len);
             }
             self.config = Some(*config);

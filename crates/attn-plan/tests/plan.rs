@@ -1,6 +1,8 @@
 //! Properties of the split schedule: every visible token in exactly one item, workers balanced, invariance.
 
-use attn_plan::{DecodeSpec, MAX_SHARES, NO_PARTIAL, SplitConfig, SplitPlan, SplitPolicy, WorkItem};
+use attn_plan::{
+    DecodeSpec, MAX_OWN_ITEMS, MAX_SHARES, NO_PARTIAL, SplitConfig, SplitPlan, SplitPolicy, WorkItem,
+};
 use proptest::prelude::*;
 
 fn policies() -> impl Strategy<Value = SplitPolicy> {
@@ -114,17 +116,30 @@ proptest! {
     /// Items with a worker each are those of the policy, or equal and short enough; the longest come first.
     #[test]
     fn own_workers_get_the_longest_first(spec in specs(), lens in lens(), config in configs(), item_tiles in 1u32..50) {
-        let config = SplitConfig { item_tiles, ..config };
+        // So few workers that fixed cuts get their own too; one item a worker is dealt so in any case.
+        let config = SplitConfig { item_tiles, num_workers: 1, ..config };
         let plan = SplitPlan::new(&spec, &lens, &config).unwrap();
+        let count = |&kv_len: &u32| {
+            let visible = spec.visible_any(kv_len);
+            let tiles = visible.end.div_ceil(config.tile_len) - visible.start / config.tile_len;
+            u64::from(tiles.div_ceil(item_tiles).max(1))
+        };
+        let is_own = match config.policy {
+            SplitPolicy::Throughput => lens.iter().map(count).sum::<u64>() <= MAX_OWN_ITEMS,
+            SplitPolicy::BatchInvariant { .. } => (5..=MAX_OWN_ITEMS as usize).contains(&plan.items().len()),
+        };
+        if !is_own {
+            return Ok(());
+        }
         let tiles = |item: &WorkItem| item.token_end.div_ceil(config.tile_len) - item.token_start / config.tile_len;
-        prop_assert_eq!(plan.worker_starts(), (0..=plan.items().len() as u32).collect::<Vec<_>>());
+        prop_assert!(plan.worker_starts().iter().copied().eq(0..=plan.items().len() as u32));
         prop_assert_eq!(plan.num_busy_workers() as usize, plan.items().len().max(1));
         prop_assert!(plan.items().is_sorted_by(|a, b| a.num_tokens() == 0 && b.num_tokens() == 0 || tiles(a) >= tiles(b)));
         let mut items = plan.items().to_vec();
         items.sort_by_key(|item| (item.request_idx, item.token_start));
         let dealt = SplitPlan::new(&spec, &lens, &SplitConfig { item_tiles: 0, ..config }).unwrap();
         match config.policy {
-            SplitPolicy::BatchInvariant { .. } => prop_assert_eq!(items, dealt.items()),
+            SplitPolicy::BatchInvariant { .. } => prop_assert!(items == dealt.items()),
             SplitPolicy::Throughput => {
                 for (request, &kv_len) in lens.iter().enumerate() {
                     let visible = spec.visible_any(kv_len);
@@ -141,6 +156,19 @@ proptest! {
                     prop_assert!(partials.eq(range));
                 }
             }
+        }
+    }
+
+    /// Long items of fixed cuts are dealt while no worker has more than four.
+    #[test]
+    fn few_long_items_are_dealt(spec in specs(), lens in lens(), config in configs(), split in 16u32..40) {
+        let config = SplitConfig { tile_len: 64, ..config.with_policy(SplitPolicy::BatchInvariant { split_len: split * 64 }) };
+        let plan = SplitPlan::new(&spec, &lens, &SplitConfig { item_tiles: 1, ..config }).unwrap();
+        let dealt = SplitPlan::new(&spec, &lens, &config).unwrap();
+        if plan.items().len() as u64 <= 4 * u64::from(config.num_workers) {
+            prop_assert!(plan.worker_starts() == dealt.worker_starts() && plan.items() == dealt.items());
+        } else if plan.items().len() as u64 <= MAX_OWN_ITEMS {
+            prop_assert_eq!(plan.worker_starts().len(), plan.items().len() + 1);
         }
     }
 

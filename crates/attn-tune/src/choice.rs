@@ -42,7 +42,8 @@ impl Choice {
             heads_per_block: self.heads_per_block,
             // That policy has fixed the cuts.
             num_shares: if policy == SplitPolicy::Throughput { self.num_shares } else { 0 },
-            item_tiles: self.item_tiles,
+            // There it says only that items may have workers of their own.
+            item_tiles: if policy == SplitPolicy::Throughput { self.item_tiles } else { 1 },
         }
     }
 

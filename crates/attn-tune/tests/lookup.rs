@@ -240,3 +240,25 @@ proptest! {
         prop_assert!(us(4 * kv_len) >= 0.8 * us(kv_len), "{} then {}", us(kv_len), us(4 * kv_len));
     }
 }
+
+#[test]
+fn ragged_long_batches_get_items_of_their_own_and_four_heads_cheaper_ones() {
+    let tuner = tuner("");
+    let chooser = tuner.chooser(key(KEY), shape());
+    let mut lens = vec![500u32; 255];
+    lens.push(60_000);
+    let ragged = chooser.choose(&RunKey::of(lens.iter().copied(), 8)).choice;
+    // 0.65 of what each of 49 workers would have.
+    let fair = lens.iter().sum::<u32>() / 64 / 49;
+    assert!((fair / 2..fair).contains(&ragged.item_tiles), "{ragged}");
+    assert_eq!(chooser.choose(&uniform(32, 8192)).choice.item_tiles, 0);
+    let run = RunKey::of(lens.iter().copied(), 8);
+    let all = |name| attn_tune::Candidates::few(132, &key(name), &shape(), &run).collect::<Vec<_>>();
+    assert!(all(KEY).iter().any(|choice| choice.num_blocks == 264), "a block a multiprocessor fewer");
+    for choice in all("d128 k8 v8 f16 gqa4 q1 planes-scattered throughput") {
+        assert_eq!((choice.item_tiles, choice.item_overhead), (0, 4 / choice.heads_per_block));
+    }
+    for choice in all("d128 k8 v8 f16 gqa4 q1 records-paged batch-invariant") {
+        assert_eq!((choice.item_tiles, choice.num_shares), (0, 0));
+    }
+}

@@ -94,7 +94,7 @@ def check_append(kernels, seconds, seed):
         slot_map = torch.from_numpy(slots).to(DEV)
         params = cache.pack() + struct.pack("<6Q2I", data[0].data_ptr(), data[1].data_ptr(), slot_map.data_ptr(), error.data_ptr(),
                                             stride, stride, tokens, FLOATS[kind][0])
-        lanes = 8 if dim <= 64 else 16 if dim <= 128 else 32
+        lanes = 4 if dim <= 64 else 8 if dim <= 128 else 16
         blocks = -(-tokens * heads // (256 // lanes))
         kernels.launch("kv8_append", (min(blocks, int(pick_(blocks, 132 * 8, 5))), 1, 1), (256, 1, 1), params)
         torch.cuda.synchronize()

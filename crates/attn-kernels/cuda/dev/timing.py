@@ -175,7 +175,7 @@ def bench_append(kernels, copy):
             slots = torch.randperm(cache.num_pages * 16, device=DEV)[:tokens].contiguous()
             keep.append(slots)
             params = cache.pack() + struct.pack("<6Q2I", k.data_ptr(), v.data_ptr(), slots.data_ptr(), error.data_ptr(), heads * dim, heads * dim, tokens, 1)
-            launches.append(lambda params=params: kernels.launch("kv8_append", (min(tokens * heads // 16, 132 * 8), 1, 1), (256, 1, 1), params))
+            launches.append(lambda params=params: kernels.launch("kv8_append", (min(tokens * heads // 32, 132 * 8), 1, 1), (256, 1, 1), params))
         us = median_us(launches)
         moved = tokens * heads * 2 * (256 + 160)
         print(f"append {tokens} tokens: {us:.1f} us, {moved / us / 1e3:.0f} GB/s of copy {copy:.0f}")

@@ -103,7 +103,8 @@ impl Backend for CudaBackend {
             num_shares: 0,
             item_tiles: 0,
         };
-        full.split(descriptor.split, spec.num_kv_heads, row_blocks)
+        // Plans of a captured graph keep their number of workers.
+        SplitConfig { item_tiles: 0, ..full.split(descriptor.split, spec.num_kv_heads, row_blocks) }
     }
 
     fn arithmetic(&self, spec: &DecodeSpec, plan: &SplitPlan) -> Arithmetic {
