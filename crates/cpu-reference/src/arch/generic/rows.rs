@@ -99,8 +99,8 @@ impl SideRows {
     pub(crate) fn prefetch<S: Simd>(&self, s: S, token: usize, second: usize, head_dim: usize) {
         let (codes, scales) = (self.codes[token % TILE], self.scales[token % TILE]);
         s.prefetch(codes);
-        s.prefetch(codes.wrapping_add(second));
         s.prefetch(scales);
+        s.prefetch(codes.wrapping_add(second));
         let mut at = 2 * LINE;
         while at < head_dim {
             s.prefetch(codes.wrapping_add(at));

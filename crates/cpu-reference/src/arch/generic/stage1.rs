@@ -281,7 +281,8 @@ unsafe fn run_parts<S: Simd, const RS: usize, const MODE: u8>(s: S, mut pass: Pa
                 (_, 2) => s.run(Values::<2, 8, 4, 2, 1, MODE>::new(pass)),
                 (_, 3) if RS == 4 => s.run(Values::<3, 4, 4, 2, 1, MODE>::new(pass)),
                 (_, 3) => s.run(Values::<3, 8, 4, 2, 1, MODE>::new(pass)),
-                (_, 4) if RS == 4 => s.run(Values::<4, 4, 2, 8, 1, MODE>::new(pass)),
+                (_, 4) if RS == 4 && MODE == NO_SCALE => s.run(Values::<4, 4, 2, 8, 1, MODE>::new(pass)),
+                (_, 4) if RS == 4 => s.run(Values::<4, 4, 2, 2, 1, MODE>::new(pass)),
                 (_, 4) => s.run(Values::<4, 8, 2, 2, 1, MODE>::new(pass)),
                 _ => return,
             }

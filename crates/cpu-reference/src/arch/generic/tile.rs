@@ -235,16 +235,17 @@ impl<S: Simd, const RS: usize> Loop<S> for ScaleWeights<'_, RS> {
     #[inline(always)]
     fn run(self, s: S) {
         assert!(self.len <= TILE && RS <= MAX_BLOCK);
-        for (scales, scaled) in self.scales.chunks_exact(SCALE_STRIDE).zip(self.scaled) {
-            let mut at = 0;
-            while at < self.len * RS {
-                // SAFETY: TILE * RS is a multiple of the lanes; behind a group's scales there is room for a vector.
-                unsafe {
+        let mut at = 0;
+        while at < self.len * RS {
+            // SAFETY: TILE * RS is a multiple of the lanes; behind a group's scales there is room for a vector.
+            unsafe {
+                let weights = s.load(self.weights.as_ptr().add(at));
+                for (scales, scaled) in self.scales.chunks_exact(SCALE_STRIDE).zip(&mut *self.scaled) {
                     let scale = s.load_repeated::<RS>(scales.as_ptr().add(at / RS));
-                    s.store(scaled.as_mut_ptr().add(at), s.mul(s.load(self.weights.as_ptr().add(at)), scale));
+                    s.store(scaled.as_mut_ptr().add(at), s.mul(weights, scale));
                 }
-                at += S::LANES;
             }
+            at += S::LANES;
         }
     }
 }
