@@ -50,7 +50,7 @@ impl<'a> Ahead<'a> {
     /// How many rows are to have been asked for when the chunks before `chunk` are done.
     #[inline(always)]
     fn due(&self, chunk: usize) -> usize {
-        (chunk * TILE * self.per_chunk >> 16).min(TILE)
+        ((chunk * TILE * self.per_chunk) >> 16).min(TILE)
     }
 }
 
