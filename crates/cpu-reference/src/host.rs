@@ -19,15 +19,15 @@ pub fn decode(
     request: &DecodeRequest<'_>,
     plan: &SplitPlan,
     q: FloatSlice<'_>,
-    mut out: FloatSliceMut<'_>,
+    out: FloatSliceMut<'_>,
     lse: Option<&mut [f32]>,
     workspace: &mut Workspace,
 ) -> Result<(), Error> {
     check(layout, request, plan, q, &out, lse.as_deref())?;
     let kernel = workspace.kernel.clone()?;
     let step = stage1::Step::new(layout, cache, request, plan, workspace.dot)?;
-    stage1::run(kernel, &step, plan, q, workspace);
-    stage2::run(&step, workspace, &mut out, lse);
+    let threads = stage1::run(kernel, &step, plan, q, workspace);
+    stage2::run(&step, workspace, out, lse, threads);
     Ok(())
 }
 

@@ -50,7 +50,11 @@ pub(crate) fn pack(step: &Step<'_>, lanes: usize, q: FloatSlice<'_>, out: &mut [
                     places.zip(widened.chunks_exact(4 * lanes)).for_each(|(out, x)| quantize(x, out));
                 } else {
                     let places = block.chunks_exact_mut(lanes).skip(r).step_by(block_rows);
-                    places.zip(widened.chunks_exact(lanes)).for_each(|(out, x)| out.copy_from_slice(x));
+                    // Lanes are a multiple of 8, a length that the compiler can see.
+                    for (out, x) in places.zip(widened.chunks_exact(lanes)) {
+                        let (out, x) = (out.as_chunks_mut::<8>().0, x.as_chunks::<8>().0);
+                        out.iter_mut().zip(x).for_each(|(out, x)| *out = *x);
+                    }
                 }
             }
         }

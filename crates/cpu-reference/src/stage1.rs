@@ -166,14 +166,14 @@ impl<'a> Step<'a> {
     }
 }
 
-/// Fills the workspace's partial states for every item and kv head.
+/// Fills the workspace's partial states for every item and kv head; returns how many threads shared the work.
 pub(crate) fn run(
     kernel: Kernel,
     step: &Step<'_>,
     plan: &SplitPlan,
     q: FloatSlice<'_>,
     workspace: &mut Workspace,
-) {
+) -> usize {
     let Step { num_kv_heads, rows, padded_dim, .. } = *step;
     let batch = step.request.batch();
     let num_units = plan.items().len() * num_kv_heads;
@@ -212,9 +212,11 @@ pub(crate) fn run(
     let units = o.chunks_mut(o_len).zip(workspace.ml.chunks_mut(ml_len)).enumerate();
     if tokens * num_kv_heads * row_len < SERIAL_PRODUCTS {
         units.for_each(attend);
-    } else {
-        share_out(threads.min(units.len()), units, attend);
+        return 1;
     }
+    let threads = threads.min(units.len());
+    share_out(threads, units, attend);
+    threads
 }
 
 /// Hands `units` out to `threads` threads, one by one: from the front to every second thread, from the back to the others.

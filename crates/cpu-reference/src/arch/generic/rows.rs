@@ -9,6 +9,9 @@ use kv_quant::{Element, MAX_HEAD_DIM, ScaleType};
 pub(crate) const TILE: usize = TILE_LEN as usize;
 pub(super) const MAX_DIM: usize = MAX_HEAD_DIM as usize;
 
+/// Bytes of a cache line.
+pub(super) const LINE: usize = 64;
+
 /// Stands in for rows that do not exist: behind the end of an item, or outside the cache. Elements 0, scales 0.
 pub(super) static ZEROS: [u8; 4 * MAX_DIM] = [0; 4 * MAX_DIM];
 
@@ -90,19 +93,18 @@ impl SideRows {
         }
     }
 
-    /// Asks for one row's cache lines. Rows of zeros are as good as any, which saves asking how many there are.
+    /// Asks for one row's cache lines, of which `second` is the offset of the second. Rows of zeros are as good as any, which
+    /// saves asking how many there are.
     #[inline(always)]
-    pub(crate) fn prefetch<S: Simd>(&self, s: S, token: usize, head_dim: usize) {
+    pub(crate) fn prefetch<S: Simd>(&self, s: S, token: usize, second: usize, head_dim: usize) {
         let (codes, scales) = (self.codes[token % TILE], self.scales[token % TILE]);
         s.prefetch(codes);
         s.prefetch(scales);
-        if head_dim > 64 {
-            s.prefetch(codes.wrapping_add(64));
-            let mut at = 128;
-            while at < head_dim {
-                s.prefetch(codes.wrapping_add(at));
-                at += 64;
-            }
+        s.prefetch(codes.wrapping_add(second));
+        let mut at = 2 * LINE;
+        while at < head_dim {
+            s.prefetch(codes.wrapping_add(at));
+            at += LINE;
         }
     }
 

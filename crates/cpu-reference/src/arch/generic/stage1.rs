@@ -31,6 +31,7 @@ pub(crate) fn attend<S: Simd>(s: S, step: &Step<'_>, unit: Unit<'_>) {
     let mut memory = [SideMemory::uninit(), SideMemory::uninit()];
     let [k, v] = &mut memory;
     let (mut k, mut v) = (Side::new(s, &step.k, k), Side::new(s, &step.v, v));
+    let per_chunk = Ahead::per_chunk(step.head_dim.div_ceil(S::LANES));
     let (mut start, mut head, mut turn) = (item.token_start, 0, false);
     tables[0].look_up(step, request, first_head as u64, start, tile_end(start));
     while start < item.token_end {
@@ -63,7 +64,7 @@ pub(crate) fn attend<S: Simd>(s: S, step: &Step<'_>, unit: Unit<'_>) {
             let num_rows = (rows - first).min(MAX_BLOCK);
             let mask = step.block_mask(request, first_head + head, first, num_rows);
             // The first block fetches for all.
-            let ahead = |rows| Ahead { rows, is_due: first == 0, head_dim: step.head_dim };
+            let ahead = |rows| Ahead::new(rows, first == 0, step.head_dim, per_chunk);
             let block = Block {
                 step,
                 mask: &mask,
@@ -224,7 +225,6 @@ impl Block<'_> {
             end: num_chunks,
             chunks_per_group: num_chunks,
             ahead: self.fetched[1],
-            ahead_per_chunk: TILE.div_ceil(num_chunks),
             rescale,
             o: o.as_mut_ptr(),
             o_stride: self.step.padded_dim,
@@ -281,6 +281,7 @@ unsafe fn run_parts<S: Simd, const RS: usize, const MODE: u8>(s: S, mut pass: Pa
                 (_, 2) => s.run(Values::<2, 8, 4, 2, 1, MODE>::new(pass)),
                 (_, 3) if RS == 4 => s.run(Values::<3, 4, 4, 2, 1, MODE>::new(pass)),
                 (_, 3) => s.run(Values::<3, 8, 4, 2, 1, MODE>::new(pass)),
+                (_, 4) if RS == 4 && MODE == NO_SCALE => s.run(Values::<4, 4, 2, 8, 1, MODE>::new(pass)),
                 (_, 4) if RS == 4 => s.run(Values::<4, 4, 2, 2, 1, MODE>::new(pass)),
                 (_, 4) => s.run(Values::<4, 8, 2, 2, 1, MODE>::new(pass)),
                 _ => return,

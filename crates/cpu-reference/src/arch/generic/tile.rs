@@ -4,7 +4,7 @@
 //! that one vector holds `LANES / RS` tokens. Loops are written so that sums stay in registers: the counts of rows,
 //! tokens and chunks that are taken at once come from the caller, who knows how many registers there are.
 
-use super::rows::{SideRows, TILE};
+use super::rows::{LINE, SideRows, TILE};
 use super::side::{SCALE_STRIDE, Tile};
 use super::{Loop, Simd};
 use crate::stage1::MAX_BLOCK;
@@ -15,20 +15,42 @@ const SUMS: usize = 8;
 /// Rows that will be needed next, fetched while others are computed.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead<'a> {
-    pub rows: &'a SideRows,
+    rows: &'a SideRows,
     pub is_due: bool,
-    pub head_dim: usize,
+    head_dim: usize,
+    /// Offset of a row's second cache line; 0 if it has one.
+    second: usize,
+    /// 2^16 over the row's chunks, rounded up.
+    per_chunk: usize,
 }
 
-impl Ahead<'_> {
+impl<'a> Ahead<'a> {
+    /// `per_chunk` is [`Self::per_chunk`] of the row's chunks.
+    #[inline(always)]
+    pub(crate) fn new(rows: &'a SideRows, is_due: bool, head_dim: usize, per_chunk: usize) -> Self {
+        Self { rows, is_due, head_dim, second: if head_dim > LINE { LINE } else { 0 }, per_chunk }
+    }
+
+    /// A division, which is done once.
+    #[inline(always)]
+    pub(crate) fn per_chunk(num_chunks: usize) -> usize {
+        (1usize << 16).div_ceil(num_chunks.max(1))
+    }
+
     /// Asks for rows `tokens`, modulo [`TILE`].
     #[inline(always)]
     fn fetch<S: Simd>(&self, s: S, tokens: std::ops::Range<usize>) {
         if self.is_due {
             for token in tokens {
-                self.rows.prefetch(s, token, self.head_dim);
+                self.rows.prefetch(s, token, self.second, self.head_dim);
             }
         }
+    }
+
+    /// How many rows are to have been asked for when the chunks before `chunk` are done.
+    #[inline(always)]
+    fn due(&self, chunk: usize) -> usize {
+        ((chunk * TILE * self.per_chunk) >> 16).min(TILE)
     }
 }
 
@@ -213,16 +235,17 @@ impl<S: Simd, const RS: usize> Loop<S> for ScaleWeights<'_, RS> {
     #[inline(always)]
     fn run(self, s: S) {
         assert!(self.len <= TILE && RS <= MAX_BLOCK);
-        for (scales, scaled) in self.scales.chunks_exact(SCALE_STRIDE).zip(self.scaled) {
-            let mut at = 0;
-            while at < self.len * RS {
-                // SAFETY: TILE * RS is a multiple of the lanes; behind a group's scales there is room for a vector.
-                unsafe {
+        let mut at = 0;
+        while at < self.len * RS {
+            // SAFETY: TILE * RS is a multiple of the lanes; behind a group's scales there is room for a vector.
+            unsafe {
+                let weights = s.load(self.weights.as_ptr().add(at));
+                for (scales, scaled) in self.scales.chunks_exact(SCALE_STRIDE).zip(&mut *self.scaled) {
                     let scale = s.load_repeated::<RS>(scales.as_ptr().add(at / RS));
-                    s.store(scaled.as_mut_ptr().add(at), s.mul(s.load(self.weights.as_ptr().add(at)), scale));
+                    s.store(scaled.as_mut_ptr().add(at), s.mul(weights, scale));
                 }
-                at += S::LANES;
             }
+            at += S::LANES;
         }
     }
 }
@@ -254,10 +277,8 @@ pub(crate) struct Pass<'a> {
     pub first: usize,
     pub end: usize,
     pub chunks_per_group: usize,
-    /// Rows that are fetched meanwhile, spread over all chunks.
+    /// Rows that are fetched meanwhile, spread over all chunks and tokens.
     pub ahead: Ahead<'a>,
-    /// How many of them for each chunk.
-    pub ahead_per_chunk: usize,
     /// One a row.
     pub rescale: &'a [f32],
     pub o: *mut f32,
@@ -335,8 +356,8 @@ unsafe fn values<
 ) {
     const { assert!(SUMS_OF <= TU && R <= RS) };
     let Pass { weights, tile, len, rescale, o, o_stride, .. } = *pass;
-    let ahead = [chunk, chunk + CB].map(|chunk| chunk * pass.ahead_per_chunk);
-    pass.ahead.fetch(s, ahead[0]..ahead[1].min(TILE));
+    let ahead = pass.ahead;
+    ahead.fetch(s, ahead.due(chunk)..ahead.due(chunk + CB));
     let mut sums = [[[s.splat(0.0); CB]; R]; SUMS_OF];
     let mut token = 0;
     while token + TU <= len {
