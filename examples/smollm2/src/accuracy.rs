@@ -45,6 +45,9 @@ pub enum Variant {
 }
 
 impl Variant {
+    /// The reference.
+    pub const F32: Self = Self::Cache(CacheKind::Float(FloatType::F32), Smoothing::None);
+
     /// What the table and the JSON call it: format, group length, scale type, rounding.
     pub fn labels(&self) -> [String; 4] {
         let none = || "-".to_owned();
@@ -124,6 +127,12 @@ pub fn quick_variants(rotates_keys: bool) -> Vec<Variant> {
             plain.into_iter().chain([truncated(8, f16, false)]).collect()
         }
     }
+}
+
+/// Whom a needle is hidden from.
+pub fn needle_variants(rotates_keys: bool) -> Vec<Variant> {
+    let smoothing = if rotates_keys { Smoothing::Rotation } else { Smoothing::None };
+    [8, 32, 64].map(|len| int8(len, ScaleType::F16, smoothing)).to_vec()
 }
 
 /// Everything, in the order of importance: a run may be cut short.
@@ -352,7 +361,7 @@ fn passes(
 }
 
 /// The cache of a variant and what is done before it.
-fn around(
+pub fn around(
     variant: &Variant,
     calibration: &Calibration,
     config: &Config,

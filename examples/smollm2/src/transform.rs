@@ -4,6 +4,7 @@
 use crate::cache::Transform;
 use anyhow::Result;
 use kv_quant::{KeyOffset, ScaleType, quantize_value, rotate_heads, round_scale_up};
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::sync::mpsc::Sender;
 
 /// How a value becomes a code.
@@ -89,6 +90,31 @@ impl Transform for SmoothKeys {
     }
 }
 
+/// Changes q, K and V by up to one part in a million, as another order of addition would, so that values near the middle of
+/// two codes fall the other way: what an INT8 cache makes of a prompt is one draw of many, and this draws again.
+pub struct Jitter {
+    rng: StdRng,
+}
+
+impl Jitter {
+    /// The largest relative change.
+    pub const SIZE: f32 = 1e-6;
+
+    /// The same seed draws the same.
+    pub fn new(seed: u64) -> Self {
+        Self { rng: StdRng::seed_from_u64(seed) }
+    }
+}
+
+impl Transform for Jitter {
+    fn before(&mut self, _: usize, q: &mut [f32], k: &mut [f32], v: &mut [f32]) -> Result<()> {
+        for x in q.iter_mut().chain(k).chain(v) {
+            *x *= 1.0 + self.rng.random_range(-Self::SIZE..=Self::SIZE);
+        }
+        Ok(())
+    }
+}
+
 /// What passed by in one layer: q `[n, num_q_heads, head_dim]`, K and V `[n, num_kv_heads, head_dim]`, q and K rotated.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Recorded {
@@ -140,5 +166,21 @@ mod tests {
         FakeQuant { rounding: Rounding::TowardZero, ..fake }.round(&mut toward_zero);
         assert!((half_even[1] - 1.0 / 127.0).abs() < 1e-6);
         assert_eq!(toward_zero[1], 0.0);
+    }
+
+    #[test]
+    fn a_jitter_is_small_and_repeats_by_its_seed() {
+        let draw = |seed: u64| {
+            let (mut q, mut k, mut v) = (vec![1.0; 64], vec![-3.0; 64], vec![0.0; 64]);
+            Jitter::new(seed).before(0, &mut q, &mut k, &mut v).unwrap();
+            assert!(v.iter().all(|v| *v == 0.0));
+            // Half a unit in the last place more, for the product's own rounding.
+            assert!(q.iter().all(|q| (q - 1.0).abs() <= Jitter::SIZE + f32::EPSILON));
+            assert!(k.iter().all(|k| (k / -3.0 - 1.0).abs() <= Jitter::SIZE + 2.0 * f32::EPSILON));
+            assert!(q.iter().any(|q| *q != 1.0) && k.iter().any(|k| *k != -3.0));
+            (q, k)
+        };
+        assert_eq!(draw(1), draw(1));
+        assert_ne!(draw(1), draw(2));
     }
 }

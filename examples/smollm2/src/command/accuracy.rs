@@ -1,7 +1,9 @@
 //! `accuracy`: what the INT8 cache costs in perplexity, KL divergence and top-1 agreement.
 
 use super::ModelArgs;
-use crate::accuracy::{Calibration, State, Variant, Window, all_variants, measure, quick_variants};
+use crate::accuracy::{
+    Calibration, State, Variant, Window, all_variants, measure, needle_variants, quick_variants,
+};
 use crate::matrix::Products;
 use crate::model::Model;
 use crate::score::Score;
@@ -43,6 +45,13 @@ pub struct Args {
     /// Prompt lengths of --needle
     #[arg(long, value_delimiter = ',', default_value = "1024,2048,4096")]
     needle_lens: Vec<usize>,
+    /// Where the fact of --needle stands, in percent of the prompt
+    #[arg(long, value_delimiter = ',', default_value = "0,25,50,75,95")]
+    needle_depths: Vec<usize>,
+    /// Read every prompt of --needle this often, all but the first time with q, K and V changed by one part in a million, so
+    /// that roundings fall anew: says what of a margin is chance
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    needle_draws: u64,
     /// Print the rows as JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -136,14 +145,13 @@ pub fn run(args: &Args) -> Result<()> {
         return search(args, &model, &vocabulary, text);
     }
     let windows = cut(&vocabulary, &texts, tokens, args.window)?;
-    let mut variants = match args.quick {
-        true => quick_variants(!args.no_rotate_keys),
-        false => all_variants(!args.no_rotate_keys),
-    };
-    if let Some(only) = &args.only {
-        variants.retain(|variant| variant.key().contains(only.as_str()));
-        ensure!(!variants.is_empty(), "no variant has {only} in its name");
-    }
+    let variants = chosen(
+        args,
+        match args.quick {
+            true => quick_variants(!args.no_rotate_keys),
+            false => all_variants(!args.no_rotate_keys),
+        },
+    )?;
     std::fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
     let state_path = args.out.join(STATE_FILE);
     let setting = format!(
@@ -170,6 +178,15 @@ pub fn run(args: &Args) -> Result<()> {
         writeln!(out, "\nwritten: {0}/accuracy.json, {0}/accuracy.svg", args.out.display())?;
     }
     Ok(())
+}
+
+/// The variants that `--only` leaves.
+fn chosen(args: &Args, mut variants: Vec<Variant>) -> Result<Vec<Variant>> {
+    if let Some(only) = &args.only {
+        variants.retain(|variant| variant.key().contains(only.as_str()));
+        ensure!(!variants.is_empty(), "no variant has {only} in its name");
+    }
+    Ok(variants)
 }
 
 /// Measures what the state lacks, with a progress bar, saving as it goes.
@@ -205,10 +222,13 @@ fn fill(
 }
 
 fn search(args: &Args, model: &Model, vocabulary: &Vocabulary, text: &text::Text) -> Result<()> {
-    let rows = {
-        let (lens, rotates_keys) = (&args.needle_lens, !args.no_rotate_keys);
-        super::needle::run(model, vocabulary, text, lens, rotates_keys, args.model.backend())?
+    let variants = match &args.only {
+        Some(_) => chosen(args, all_variants(!args.no_rotate_keys))?,
+        None => needle_variants(!args.no_rotate_keys),
     };
+    let (lens, depths, draws) = (&args.needle_lens, &args.needle_depths, args.needle_draws as usize);
+    let prompts = super::needle::Prompts { lens, depths, draws };
+    let rows = super::needle::run(model, vocabulary, text, &prompts, &variants, args.model.backend())?;
     let report = serde_json::to_string_pretty(&serde_json::json!({ "text": text.name, "rows": rows }))?;
     std::fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
     std::fs::write(args.out.join("needle.json"), &report)?;
