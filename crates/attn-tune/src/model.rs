@@ -116,6 +116,10 @@ pub(crate) const LINE_BYTES: u32 = 128;
 const USUAL_BLOCKS_PER_SM: f64 = 3.0;
 /// Of a block a multiprocessor fewer than fit, how many there are at least where all are to hold equally many.
 const EVEN_FILL: f64 = 0.9;
+/// And how many requests each takes at most: with four an H200 lost up to a fifth, as with unequal ones.
+const MOST_EVEN_REQUESTS: f64 = 2.0;
+/// What the rings of four warps give where two blocks have room, as a share of three.
+const TWO_BLOCKS: f64 = 2.0;
 /// Share of a full device that clusters fill before some must wait.
 pub(crate) const CLUSTER_ROOM: f64 = 0.85;
 
@@ -152,6 +156,8 @@ pub struct CostModel {
     pub shares_overlap: f64,
     /// Each further wave of blocks.
     pub shares_wave_us: f64,
+    /// For each block of a multiprocessor beyond half a one: two steps no longer fit side by side.
+    pub shares_crowd_us: f64,
 }
 
 /// What two heads a block cost beside, microseconds: fewer warps share a head's tokens.
@@ -159,6 +165,8 @@ const TWO_HEADS_US: f64 = 2.0;
 /// What four heads a block cost beside: one warp a head, and heads in step wait for each other. Read off LightLLM's buffers on an
 /// H200: 7 us more than one head at 168 MB, none at 671, 40 less at 1342.
 const FOUR_HEADS_US: f64 = 10.0;
+/// Four heads' share of the bandwidth beside two heads'.
+const FOUR_HEADS: f64 = 1.02;
 /// Of an item's cost, what it costs with a worker of its own.
 const OWN_ITEM: f64 = 0.45;
 /// Such items that a request adds to those that its tokens make, in the mean.
@@ -167,28 +175,29 @@ const REQUEST_ITEMS: f64 = 0.75;
 impl Default for CostModel {
     fn default() -> Self {
         Self {
-            launch_us: 2.67,
-            item_us: 6.51,
-            block_gb_per_s: 21.4,
+            launch_us: 3.0,
+            item_us: 4.05,
+            block_gb_per_s: 21.2,
             paged: 1.0,
-            scattered: 0.839,
-            scattered_together: 0.912,
+            scattered: 0.83,
+            scattered_together: 0.881,
             scattered_alone: 0.754,
-            thin: 0.561,
-            merge_us: 1.78,
-            merge_partial_us: 0.02,
-            crowd_us: 0.5,
-            shares_us: 4.99,
-            shares_gb_per_s: 27.3,
-            shares_overlap: 1.6,
-            shares_wave_us: 0.91,
+            thin: 0.68,
+            merge_us: 4.64,
+            merge_partial_us: 0.00934,
+            crowd_us: 0.168,
+            shares_us: 3.31,
+            shares_gb_per_s: 11.9,
+            shares_overlap: 2.5,
+            shares_wave_us: 3.86,
+            shares_crowd_us: 2.18,
         }
     }
 }
 
 impl CostModel {
     /// The constants by name, for who fits them anew (`cargo xtask tune --fit`).
-    pub fn constants(&mut self) -> [(&'static str, &mut f64); 15] {
+    pub fn constants(&mut self) -> [(&'static str, &mut f64); 16] {
         let Self {
             launch_us,
             item_us,
@@ -205,6 +214,7 @@ impl CostModel {
             shares_gb_per_s,
             shares_overlap,
             shares_wave_us,
+            shares_crowd_us,
         } = self;
         [
             ("launch_us", launch_us),
@@ -222,6 +232,7 @@ impl CostModel {
             ("shares_gb_per_s", shares_gb_per_s),
             ("shares_overlap", shares_overlap),
             ("shares_wave_us", shares_wave_us),
+            ("shares_crowd_us", shares_crowd_us),
         ]
     }
 
@@ -286,12 +297,14 @@ impl CostModel {
         let own_items = choice.item_tiles > 0;
         let one_fewer = f64::from(num_sms * (shape.blocks_per_sm.max(1) - 1));
         let is_even = shape.blocks_per_sm >= 3
+            && is_dealt
+            && each <= MOST_EVEN_REQUESTS
             && !key.layout.is_scattered()
             && (EVEN_FILL * one_fewer..=one_fewer).contains(&(used * blocks_per_worker));
         let relief = if is_even { resident / one_fewer } else { 1.0 };
         // The rings of a multiprocessor's blocks share its memory, however many they are.
-        let block_gb_per_s =
-            relief * self.block_gb_per_s * USUAL_BLOCKS_PER_SM / f64::from(shape.blocks_per_sm.max(1));
+        let block_gb_per_s = relief * self.thinness(key, choice) * self.block_gb_per_s * USUAL_BLOCKS_PER_SM
+            / f64::from(shape.blocks_per_sm.max(1));
         let bandwidth = joined(read_gb_per_s * self.reach(key, run, choice), blocks * block_gb_per_s);
         let bytes = tokens * heads * f64::from(shape.row_bytes);
         let imbalance = if own_items { 1.0 } else { (load * used / work).max(1.0) };
@@ -341,9 +354,18 @@ impl CostModel {
         let uneven = if waves < 4.0 { uneven * waves.ceil() / waves } else { uneven };
         let bytes = tokens * heads * f64::from(shape.row_bytes);
         let read = read_gb_per_s * self.reach(key, run, choice) * self.shares_overlap;
-        let block_gb_per_s = self.shares_gb_per_s * f64::from(warps) / f64::from(USUAL_WARPS);
+        let thin = self.thinness(key, choice);
+        // Eight warps have twice the rings, two at a time where four warps have three.
+        let wide = f64::from(warps) / f64::from(USUAL_WARPS);
+        let rings = match (warps > USUAL_WARPS, blocks_per_sm) {
+            (true, _) => wide,
+            (false, ..3) => TWO_BLOCKS,
+            (false, _) => 1.0,
+        };
+        let block_gb_per_s = thin * self.shares_gb_per_s * rings;
         let stream = bytes * (1.0 / read + 1.0 / (blocks * block_gb_per_s)) / 1e3 * uneven;
-        self.shares_us + self.crowd(num_sms, blocks) + stream + self.shares_wave_us * (waves - 1.0)
+        let beside = (blocks / f64::from(num_sms.max(1)) - 0.5).clamp(0.0, 1.5);
+        self.shares_us + self.shares_crowd_us * beside + stream + self.shares_wave_us * (waves - 1.0)
     }
 
     /// Share of the read bandwidth that rows of this layout reach.
@@ -352,13 +374,19 @@ impl CostModel {
             (false, _) => self.paged,
             (true, _) if run.num_kv_heads <= 1 => self.scattered_alone,
             (true, 1) => self.scattered,
-            (true, _) => self.scattered_together,
+            (true, 2) => self.scattered_together,
+            (true, _) => (FOUR_HEADS * self.scattered_together).min(1.0),
         };
-        // Rows of half a line each: a neighbour's half comes along, and is of use only to a block that takes it too.
+        reach * self.thinness(key, choice)
+    }
+
+    /// Of rows of half a line each a neighbour's half comes along, and is of use only to a block that takes it too. A block alone asks
+    /// for as many lines as for whole ones.
+    fn thinness(&self, key: &StaticKey, choice: &Choice) -> f64 {
         match (key.layout.is_scattered() && key.head_dim < LINE_BYTES, choice.heads_per_block) {
-            (false, _) => reach,
-            (true, 1 | 2) => reach * self.thin,
-            (true, _) => reach * self.thin.sqrt(),
+            (false, _) => 1.0,
+            (true, 1 | 2) => self.thin,
+            (true, _) => self.thin.sqrt(),
         }
     }
 

@@ -65,14 +65,14 @@ impl Data {
         machine.map_or(f64::NAN, |machine| model.predict(machine, &step.key, &step.shape, &step.run, choice))
     }
 
-    /// The model's choice among what it decides from, as far as that was timed, and the fastest of all.
+    /// The model's choice, if it was timed, and the fastest of all.
     fn chosen_and_best(&self, model: &CostModel, step: &Step) -> Option<[(Choice, f64); 2]> {
         let machine = self.machines.get(step.machine)?;
         let by =
             |a: &Choice, b: &Choice| self.predict(model, step, a).total_cmp(&self.predict(model, step, b));
         let timed = |choice: &Choice| step.times.iter().find(|(timed, _)| timed == choice);
         let few = Candidates::few(machine.num_sms, &step.key, &step.shape, &step.run);
-        let chosen = few.filter(|choice| timed(choice).is_some()).min_by(|a, b| by(a, b));
+        let chosen = few.min_by(|a, b| by(a, b));
         let chosen = chosen.as_ref().and_then(timed)?;
         let best = step.times.iter().min_by(|a, b| a.1.total_cmp(&b.1))?;
         Some([*chosen, *best])
