@@ -55,6 +55,16 @@ pub enum Why {
         /// How far it is, in octaves.
         distance: f32,
     },
+    /// The cost model expects it to be fastest, and of what was measured fastest for a step nearby that it loses more here than
+    /// it had gained there.
+    Outweighed {
+        /// Microseconds that the model expects.
+        expected_us: f64,
+        /// That step.
+        nearest: RunKey,
+        /// How far it is, in octaves.
+        distance: f32,
+    },
     /// The cost model expects it to be fastest.
     Modelled {
         /// Microseconds that the model expects.
@@ -104,7 +114,22 @@ impl Chooser {
         if is_the_models && distance > SAME_STEP {
             return modelled(&|expected_us| Why::Agreed { expected_us, nearest: *measured, distance });
         }
+        if distance > SAME_STEP {
+            let (choice, expected_us) = self.modelled(run);
+            let gained = point.timing.model_us / point.timing.us;
+            if self.predict(run, &point.choice) > gained * expected_us {
+                return Decision {
+                    choice,
+                    why: Why::Outweighed { expected_us, nearest: *measured, distance },
+                };
+            }
+        }
         Decision { choice: self.hold(point.choice), why: Why::Measured { nearest: *measured, distance } }
+    }
+
+    fn predict(&self, run: &RunKey, choice: &Choice) -> f64 {
+        let Self { key, shape, num_sms, read_gb_per_s, model, .. } = self;
+        model.predict_on(*num_sms, *read_gb_per_s, key, shape, run, choice)
     }
 
     /// The nearest point whose choice the kernel can run, and how far it is.
@@ -148,10 +173,10 @@ impl Chooser {
 
     /// The model's choice and what it expects of it, microseconds.
     fn modelled(&self, run: &RunKey) -> (Choice, f64) {
-        let Self { key, shape, num_sms, read_gb_per_s, model, .. } = self;
+        let Self { key, shape, num_sms, .. } = self;
         let mut best: Option<(f64, Choice)> = None;
         for choice in Candidates::few(*num_sms, key, shape, run) {
-            let us = model.predict_on(*num_sms, *read_gb_per_s, key, shape, run, &choice);
+            let us = self.predict(run, &choice);
             if best.is_none_or(|(least, _)| us < least) {
                 best = Some((us, choice));
             }
@@ -210,6 +235,11 @@ impl fmt::Display for Why {
                 f,
                 "the cost model expects {expected_us:.1} us; nothing was faster than its choice at {nearest}, \
                  {distance:.2} octaves away"
+            ),
+            Why::Outweighed { expected_us, nearest, distance } => write!(
+                f,
+                "the cost model expects {expected_us:.1} us, and of the choice measured at {nearest}, {distance:.2} octaves \
+                 away, more than it gained there"
             ),
             Why::Modelled { expected_us, nearest: None } => {
                 write!(f, "the cost model expects {expected_us:.1} us; nothing was measured for this key")

@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 pub const PROFILE_DIR_VARIABLE: &str = "KV8_PROFILE_DIR";
 
 /// Profiles that ship with the crate: file name and text.
-pub(crate) const SHIPPED: &[(&str, &str)] =
-    &[("nvidia-h200.toml", include_str!("../profiles/nvidia-h200.toml"))];
+pub(crate) const SHIPPED: &[(&str, &str)] = &[
+    ("nvidia-h100-80gb-hbm3.toml", include_str!("../profiles/nvidia-h100-80gb-hbm3.toml")),
+    ("nvidia-h200.toml", include_str!("../profiles/nvidia-h200.toml")),
+];
 
 /// The profiles that ship with the crate: file name and text.
 pub fn shipped() -> &'static [(&'static str, &'static str)] {

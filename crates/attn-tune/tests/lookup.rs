@@ -198,7 +198,9 @@ proptest! {
         }
         let want = known.iter().map(|known| known.distance(&run)).fold(f32::INFINITY, f32::min);
         let got = match tuner.chooser(key, shape()).choose(&run).why {
-            Why::Measured { nearest, distance } | Why::Agreed { nearest, distance, .. } => {
+            Why::Measured { nearest, distance }
+            | Why::Agreed { nearest, distance, .. }
+            | Why::Outweighed { nearest, distance, .. } => {
                 prop_assert_eq!(nearest.distance(&run), distance);
                 distance
             }

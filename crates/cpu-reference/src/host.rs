@@ -69,14 +69,12 @@ fn check(
     if plan.batch() != request.batch() {
         return Err(Error::PlanBatch { plan: plan.batch(), batch: request.batch() });
     }
-    let mut last_request = 0;
     for item in plan.items() {
         let request_idx = item.request_idx as usize;
         let kv_len = request.kv_lens.get(request_idx).copied().unwrap_or(0);
-        if item.token_end > kv_len || item.token_start > item.token_end || request_idx < last_request {
+        if item.token_end > kv_len || item.token_start > item.token_end || request_idx >= request.batch() {
             return Err(Error::PlanRange { request: request_idx, kv_len, token_end: item.token_end });
         }
-        last_request = request_idx;
     }
     Ok(())
 }

@@ -176,24 +176,31 @@ pub(crate) fn run(
 ) -> usize {
     let Step { num_kv_heads, rows, padded_dim, .. } = *step;
     let batch = step.request.batch();
-    let num_units = plan.items().len() * num_kv_heads;
+    let by_request = |item: &WorkItem| (item.request_idx, item.token_start);
+    let mut items = std::mem::take(&mut workspace.items);
+    items.clear();
+    items.extend_from_slice(plan.items());
+    if !items.is_sorted_by_key(by_request) {
+        items.sort_unstable_by_key(by_request);
+    }
+    let num_items = items.len();
+    let num_units = num_items * num_kv_heads;
     let row_lines = padded_dim / Line::LEN;
     workspace.q.resize(batch * num_kv_heads * rows * row_lines, Line::ZERO);
     workspace.o.resize(num_units * rows * row_lines, Line::ZERO);
     workspace.ml.resize(num_units * rows * 2, 0.0);
     workspace.request_items.clear();
-    for (item_idx, item) in plan.items().iter().enumerate() {
+    for (item_idx, item) in items.iter().enumerate() {
         while workspace.request_items.len() <= item.request_idx as usize {
             workspace.request_items.push(item_idx);
         }
     }
-    workspace.request_items.resize(batch + 1, plan.items().len());
+    workspace.request_items.resize(batch + 1, num_items);
     query::pack(step, kernel.lanes(), q, bytemuck::cast_slice_mut(&mut workspace.q));
     let q: &[f32] = bytemuck::cast_slice(&workspace.q);
     let o: &mut [f32] = bytemuck::cast_slice_mut(&mut workspace.o);
     // Where there is plenty, a unit takes several heads: it reads whole pages rather than a stripe of each. Bits do not depend
     // on it, since heads never mix.
-    let num_items = plan.items().len();
     let threads = rayon::current_num_threads();
     let enough = |heads: &usize| num_items * (num_kv_heads / heads) >= UNITS_PER_THREAD * threads;
     let mut divisors = (1..=num_kv_heads).rev().filter(|heads| num_kv_heads.is_multiple_of(*heads));
@@ -202,20 +209,22 @@ pub(crate) fn run(
     let row_len = rows * padded_dim;
     let attend = |(unit, (o, ml)): (usize, (&mut [f32], &mut [f32]))| {
         let (item_idx, first_head) = (unit / blocks, unit % blocks * num_heads);
-        let Some(&item) = plan.items().get(item_idx) else { return };
+        let Some(&item) = items.get(item_idx) else { return };
         let first = (item.request_idx as usize * num_kv_heads + first_head) * row_len;
         let q = q.get(first..first + num_heads * row_len).unwrap_or_default();
         kernel.attend(step, Unit { item, first_head, num_heads, q, o, ml });
     };
     let (o_len, ml_len) = (num_heads * row_len, num_heads * rows * 2);
-    let tokens: usize = plan.items().iter().map(|item| item.num_tokens() as usize).sum();
+    let tokens: usize = items.iter().map(|item| item.num_tokens() as usize).sum();
     let units = o.chunks_mut(o_len).zip(workspace.ml.chunks_mut(ml_len)).enumerate();
     if tokens * num_kv_heads * row_len < SERIAL_PRODUCTS {
         units.for_each(attend);
+        workspace.items = items;
         return 1;
     }
     let threads = threads.min(units.len());
     share_out(threads, units, attend);
+    workspace.items = items;
     threads
 }
 

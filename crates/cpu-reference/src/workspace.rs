@@ -2,6 +2,7 @@
 
 use crate::isa::Kernel;
 use crate::{DotProduct, Error, Isa};
+use attn_plan::WorkItem;
 
 /// One cache line of f32, so that vectors never straddle lines.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -27,6 +28,8 @@ pub struct Workspace {
     pub(crate) ml: Vec<f32>,
     /// First item of each request, and the end.
     pub(crate) request_items: Vec<usize>,
+    /// The plan's, request by request in token order; a plan may have them in another.
+    pub(crate) items: Vec<WorkItem>,
 }
 
 impl Default for Workspace {
@@ -52,7 +55,15 @@ impl Workspace {
 
     fn with_kernel(kernel: Result<Kernel, Error>) -> Self {
         let dot = DotProduct::default();
-        Self { kernel, dot, q: Vec::new(), o: Vec::new(), ml: Vec::new(), request_items: Vec::new() }
+        Self {
+            kernel,
+            dot,
+            q: Vec::new(),
+            o: Vec::new(),
+            ml: Vec::new(),
+            request_items: Vec::new(),
+            items: Vec::new(),
+        }
     }
 
     /// The same, with q.k computed in another way than in f32. For `Int8` outputs are within
@@ -67,5 +78,6 @@ impl Workspace {
         (self.q.capacity() + self.o.capacity()) * size_of::<Line>()
             + self.ml.capacity() * size_of::<f32>()
             + self.request_items.capacity() * size_of::<usize>()
+            + self.items.capacity() * size_of::<WorkItem>()
     }
 }
