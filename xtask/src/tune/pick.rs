@@ -107,7 +107,9 @@ mod tests {
             let mut heads: Vec<u32> = picked.iter().map(|choice| choice.heads_per_block).collect();
             heads.sort_unstable();
             heads.dedup();
-            assert_eq!(heads, [1, 2, 4], "{kv_lens:?}");
+            // For a single tile four heads cost more than all the rest: hopeless.
+            let hopeful: &[u32] = if kv_lens == [64] { &[1, 2] } else { &[1, 2, 4] };
+            assert_eq!(heads, hopeful, "{kv_lens:?}");
             let split = |choice: &Choice| choice.split(SplitPolicy::Throughput, 8, 1);
             for (at, a) in picked.iter().enumerate() {
                 for b in &picked[..at] {
