@@ -11,6 +11,8 @@ pub(crate) const ITEM_OVERHEAD: u32 = 4;
 
 /// Shares of a full device that are worth trying, in eighths.
 const FILLS: [u32; 8] = [8, ONE_FEWER, 4, 2, 3, 1, 5, 16];
+/// Of them, those that are told apart step by step.
+const NUM_FEW: usize = 4;
 /// A block a multiprocessor fewer than it can hold, where that leaves two at least: launched so that all hold equally many.
 const ONE_FEWER: u32 = 6;
 /// Of what a worker of a full device would have, the longest item where each has a worker of its own.
@@ -20,8 +22,6 @@ const ITEM_SHARE: f64 = 0.65;
 const ITEM_REQUESTS: f64 = 2.0;
 /// And for items of so many tiles: shorter ones lost 3 to 20 %.
 const LEAST_ITEM: f64 = 48.0;
-/// Of them, those that are told apart step by step.
-const NUM_FEW: usize = 4;
 
 /// The choices that a search looks at, the full device first.
 #[derive(Clone, Debug)]

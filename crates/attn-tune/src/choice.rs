@@ -27,6 +27,19 @@ pub struct Choice {
 }
 
 impl Choice {
+    /// Work dealt to blocks of one head, cut wherever a tile ends, an item's start costing a tile.
+    #[must_use]
+    pub const fn dealt(num_blocks: u32) -> Self {
+        Self {
+            num_blocks,
+            heads_per_block: 1,
+            min_split_tiles: 1,
+            item_overhead: 1,
+            num_shares: 0,
+            item_tiles: 0,
+        }
+    }
+
     /// The split schedule of this choice for a cache of `num_kv_heads` and `row_blocks` blocks of query rows.
     pub fn split(&self, policy: SplitPolicy, num_kv_heads: u32, row_blocks: u32) -> SplitConfig {
         let tile_len = match policy {

@@ -181,14 +181,8 @@ impl Chooser {
                 best = Some((us, choice));
             }
         }
-        let full = Choice {
-            num_blocks: (num_sms * shape.blocks_per_sm).max(1),
-            heads_per_block: 1,
-            min_split_tiles: 1,
-            item_overhead: ITEM_OVERHEAD,
-            num_shares: 0,
-            item_tiles: 0,
-        };
+        let num_blocks = (num_sms * shape.blocks_per_sm).max(1);
+        let full = Choice { item_overhead: ITEM_OVERHEAD, ..Choice::dealt(num_blocks) };
         let (expected_us, choice) = best.unwrap_or((0.0, full));
         (self.hold(choice), expected_us)
     }

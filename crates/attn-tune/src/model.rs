@@ -13,6 +13,7 @@
 //! ```text
 //! time   = shares + crowd + stream + further waves
 //! stream = (bytes / read bandwidth / overlap + bytes / what its blocks can stream together) x imbalance
+//! crowd  = blocks beyond half a one a multiprocessor
 //! ```
 //!
 //! A block a multiprocessor fewer than it can hold, all equally many, stream as much as when it is full, and an item costs as little.
@@ -140,7 +141,8 @@ pub struct CostModel {
     pub scattered_together: f64,
     /// The same on scattered rows of a cache with a single kv head.
     pub scattered_alone: f64,
-    /// What is left of it where a row's codes are shorter than a line of memory, and a block takes one head or two.
+    /// What is left of it, and of what a block streams, where a scattered row's codes are shorter than a line of memory and a
+    /// block takes one head or two.
     pub thin: f64,
     /// Stage 2: launch and first loads.
     pub merge_us: f64,

@@ -281,6 +281,7 @@ mod tests {
             block_gb_per_s: 31.0,
             scattered: 0.71,
             merge_us: 3.2,
+            crowd_us: 1.9,
             ..CostModel::default()
         };
         let data = Data::of(vec![journal(&truth)]).unwrap();

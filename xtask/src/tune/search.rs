@@ -144,16 +144,7 @@ mod tests {
     }
 
     fn choices() -> Vec<Choice> {
-        (1..17)
-            .map(|num_blocks| Choice {
-                num_blocks,
-                heads_per_block: 1,
-                min_split_tiles: 1,
-                item_overhead: 1,
-                num_shares: 0,
-                item_tiles: 0,
-            })
-            .collect()
+        (1..17).map(Choice::dealt).collect()
     }
 
     const EFFORT: Effort = Effort { candidates: 16, first_samples: 3, last_samples: 20 };

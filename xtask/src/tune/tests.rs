@@ -42,14 +42,7 @@ pub fn machine() -> Machine {
 }
 
 fn choice(num_blocks: u32) -> Choice {
-    Choice {
-        num_blocks,
-        heads_per_block: 1,
-        min_split_tiles: 1,
-        item_overhead: 1,
-        num_shares: 0,
-        item_tiles: 0,
-    }
+    Choice::dealt(num_blocks)
 }
 
 /// What a schedule's kernel does wrong.

@@ -95,14 +95,7 @@ impl Backend for CudaBackend {
             let row_blocks = (spec.gqa_group() * spec.q_len).div_ceil(instance.key.rows());
             (num_sms * instance.min_ctas, row_blocks)
         });
-        let full = Choice {
-            num_blocks,
-            heads_per_block: 1,
-            min_split_tiles: 1,
-            item_overhead: 1,
-            num_shares: 0,
-            item_tiles: 0,
-        };
+        let full = Choice::dealt(num_blocks);
         // Plans of a captured graph keep their number of workers.
         SplitConfig { item_tiles: 0, ..full.split(descriptor.split, spec.num_kv_heads, row_blocks) }
     }
