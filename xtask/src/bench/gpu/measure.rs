@@ -130,7 +130,7 @@ impl<'a> Bench<'a> {
         inputs::launches(bytes, u64::from(self.device.facts().l2_bytes), self.read_gb_per_s)
     }
 
-    /// Appends of `tokens` tokens to shuffled slots, inputs and slots rotating.
+    /// Appends of `tokens` tokens to the slots of shuffled pages, a page's in a row, inputs and slots rotating.
     pub fn append(&self, case: &Case, tokens: u32) -> Result<Measured> {
         let spec = &case.spec;
         let row = spec.num_kv_heads as usize * spec.head_dim as usize;
@@ -146,8 +146,10 @@ impl<'a> Bench<'a> {
             .map(|&bytes| self.device.alloc(usize::try_from(bytes).unwrap_or(usize::MAX)))
             .collect::<Result<Vec<_>, _>>()?;
         let views: Vec<_> = buffers.iter().map(DeviceBuffer::view).collect();
-        let mut slots: Vec<i64> = (0..slots_in_all as i64).collect();
-        Rng::new(5).shuffle(&mut slots);
+        let page_len = i64::from(case.page_len);
+        let mut pages: Vec<i64> = (0..slots_in_all as i64 / page_len).collect();
+        Rng::new(5).shuffle(&mut pages);
+        let slots: Vec<i64> = pages.iter().flat_map(|page| page * page_len..(page + 1) * page_len).collect();
         let slots = self.device.upload(&slots)?;
         let input = gaussians(FloatType::Bf16, tokens as usize * row, 6);
         let side_bytes = (input_bytes / 2) as u64;

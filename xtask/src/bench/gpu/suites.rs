@@ -166,8 +166,9 @@ fn invariant() -> Vec<Case> {
     cases
 }
 
+/// Tokens of as many requests, or of prompts: a page at a time, or to slots that lie anywhere.
 fn append() -> Vec<Case> {
-    let layouts = [(LayoutKind::LightLlm, 1), (LayoutKind::Native, 16)];
+    let layouts = [(LayoutKind::LightLlm, 1), (LayoutKind::Native, 16), (LayoutKind::Native, 1)];
     let case = |tokens, (layout, page_len)| Case {
         append_tokens: Some(tokens),
         ..Case::new(LLAMA, 1, 16, layout, page_len)
