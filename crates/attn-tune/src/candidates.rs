@@ -17,6 +17,8 @@ const NUM_FEW: usize = 4;
 const ONE_FEWER: u32 = 6;
 /// Of what a worker of a full device would have, the longest item where each has a worker of its own.
 const ITEM_SHARE: f64 = 0.65;
+/// And those that are tried.
+const ITEM_SHARES: [f64; 3] = [1.0, ITEM_SHARE, 0.4];
 /// Such items are for batches of so many requests for each worker: with fewer, dealt items were 1 to 6 % faster (H100, 64 requests and
 /// less on eight heads), with more 2 to 6 % slower.
 const ITEM_REQUESTS: f64 = 2.0;
@@ -33,7 +35,7 @@ pub struct Candidates {
     fills: &'static [u32],
     next: usize,
     /// Tiles of an item at most, where each has a worker of its own; 0 where none should.
-    item_tiles: u32,
+    item_tiles: [u32; 3],
     /// Bit `n - 1`: requests in `n` shares.
     shares: u32,
     share_heads_per_block: &'static [u32],
@@ -51,7 +53,12 @@ impl Candidates {
         let heads_per_block =
             if few.heads_per_block.len() > 1 { &HEADS_PER_BLOCK } else { few.heads_per_block };
         let share_heads_per_block = heads_per_block;
+        let item_tiles = match key.policy {
+            PolicyClass::Throughput => ITEM_SHARES.map(|share| item_tiles_of(few.full, share, shape, run)),
+            PolicyClass::BatchInvariant { .. } => few.item_tiles,
+        };
         Self {
+            item_tiles,
             min_split_tiles: &[1, 2, 4, 8],
             heads_per_block,
             fills: &FILLS,
@@ -83,7 +90,13 @@ impl Candidates {
         Self {
             full,
             one_fewer: if has_one_fewer { full - num_sms } else { full * ONE_FEWER / 8 },
-            item_tiles: if has_one_fewer { item_tiles_of(full, key, shape, run) } else { 0 },
+            item_tiles: match key.policy {
+                PolicyClass::BatchInvariant { .. } => [1, 0, 0],
+                PolicyClass::Throughput if has_one_fewer && own_items_pay(full, key, shape, run) => {
+                    [item_tiles_of(full, ITEM_SHARE, shape, run), 0, 0]
+                }
+                PolicyClass::Throughput => [0; 3],
+            },
             heads_per_block,
             // Twice the heads, fewer lengths: all are told apart step by step.
             min_split_tiles: if together { &[4, 1] } else { &[4, 1, 8] },
@@ -96,22 +109,25 @@ impl Candidates {
     }
 }
 
-/// Tiles of an item at most for ragged batches of long rows, which the device then balances by itself; 0 for others.
-fn item_tiles_of(full: u32, key: &StaticKey, shape: &Shape, run: &RunKey) -> u32 {
-    let heads = u64::from(run.num_kv_heads);
+/// Tiles that a worker of a full device has, at least.
+fn tiles_of_a_worker(full: u32, shape: &Shape, run: &RunKey) -> (f64, f64) {
+    let blocks = f64::from(run.num_kv_heads) * f64::from(shape.row_blocks);
+    let workers = (f64::from(full) / blocks.max(1.0)).max(1.0);
+    (run.kv_tokens as f64 / f64::from(TILE_LEN) / workers, workers)
+}
+
+/// Tiles of an item at most where each has a worker of its own, for this share of a worker's load.
+fn item_tiles_of(full: u32, share: f64, shape: &Shape, run: &RunKey) -> u32 {
+    let (tiles, _) = tiles_of_a_worker(full, shape, run);
+    (share * tiles).clamp(1.0, f64::from(1 << 20)) as u32
+}
+
+/// Whether ragged batches of long rows are best balanced by the device itself.
+fn own_items_pay(full: u32, key: &StaticKey, shape: &Shape, run: &RunKey) -> bool {
     let is_ragged = u64::from(run.longest) * u64::from(run.batch) > 2 * run.kv_tokens;
-    let workers = f64::from(full) / (heads as f64 * f64::from(shape.row_blocks)).max(1.0);
-    let tiles = ITEM_SHARE * run.kv_tokens as f64 / f64::from(TILE_LEN) / workers.max(1.0);
+    let (tiles, workers) = tiles_of_a_worker(full, shape, run);
     let is_many = f64::from(run.batch) >= ITEM_REQUESTS * workers;
-    if key.policy != PolicyClass::Throughput
-        || key.layout.is_scattered()
-        || !is_ragged
-        || !is_many
-        || tiles < LEAST_ITEM
-    {
-        return 0;
-    }
-    tiles.min(f64::from(1 << 20)) as u32
+    !key.layout.is_scattered() && is_ragged && is_many && ITEM_SHARE * tiles >= LEAST_ITEM
 }
 
 /// Tiles of a share at most: in long ones the blocks' luck with the memory differs, and nobody takes over from the unlucky.
@@ -213,8 +229,8 @@ impl Iterator for Candidates {
                 item_tiles: 0,
             });
         }
-        if self.item_tiles > 0 {
-            let item_tiles = std::mem::take(&mut self.item_tiles);
+        if let Some(item_tiles) = self.item_tiles.iter_mut().find(|item_tiles| **item_tiles > 0) {
+            let item_tiles = std::mem::take(item_tiles);
             return Some(Choice {
                 num_blocks: self.full.min(1 << 16),
                 heads_per_block: 1,

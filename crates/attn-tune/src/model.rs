@@ -268,24 +268,31 @@ impl CostModel {
         let tiles = (tokens / f64::from(TILE_LEN)).max(1.0);
         let workers = f64::from(choice.num_workers(run.num_kv_heads, shape.row_blocks));
         let overhead = f64::from(choice.item_overhead);
-        // Batch-invariant cuts do not look at the smallest split.
-        let least = match key.policy {
-            PolicyClass::Throughput => f64::from(choice.min_split_tiles),
-            PolicyClass::BatchInvariant => 1.0,
-        };
-        let work = tiles + batch * overhead;
-        let load = (work / workers).ceil().max(least.min(tiles));
-        // No request is long enough for two of the smallest splits: each is one worker's.
+        let least = f64::from(choice.min_split_tiles);
         let longest = f64::from(run.longest.div_ceil(TILE_LEN));
-        let is_uncut = key.policy == PolicyClass::Throughput && longest < 2.0 * least;
+        // Pieces of fixed cuts, and their tiles.
+        let fixed = match key.policy {
+            PolicyClass::Throughput => None,
+            PolicyClass::BatchInvariant { split_len } => Some(self.pieces(run, f64::from(split_len))),
+        };
+        let num_items = fixed.map_or(batch, |(pieces, _)| pieces);
+        let work = tiles + num_items * overhead;
+        let load = match fixed {
+            Some((pieces, len)) => (pieces / workers).ceil() * (len + overhead),
+            None => (work / workers).ceil().max(least.min(tiles)),
+        };
+        // No request is long enough for two of the smallest splits: each is one worker's.
+        let is_uncut = match fixed {
+            Some((pieces, _)) => pieces <= batch,
+            None => longest < 2.0 * least,
+        };
         // Nor where the whole requests of a worker are little more than its load, see `attn_plan`.
         let each = (batch / workers).ceil();
-        let is_dealt = self.is_uniform(run)
-            && key.policy == PolicyClass::Throughput
-            && each * (longest + overhead) <= load + 2.0 * overhead;
+        let is_dealt =
+            self.is_uniform(run) && fixed.is_none() && each * (longest + overhead) <= load + 2.0 * overhead;
         let (load, most) = if is_dealt {
             (each * (longest + overhead), (batch / each).ceil())
-        } else if is_uncut {
+        } else if is_uncut && fixed.is_none() {
             (load.max(longest + overhead), batch)
         } else {
             (load, workers)
@@ -312,13 +319,15 @@ impl CostModel {
         let imbalance = if own_items { 1.0 } else { (load * used / work).max(1.0) };
         let stream = bytes / bandwidth / 1e3 * imbalance;
 
-        let items = if own_items {
-            OWN_ITEM * (tiles / f64::from(choice.item_tiles) + REQUEST_ITEMS * batch) / workers
-        } else {
-            batch / used * waves / relief
+        let items = match (own_items, fixed) {
+            (true, Some((pieces, _))) => OWN_ITEM * (pieces / workers).max(1.0),
+            (true, None) => {
+                OWN_ITEM * (tiles / f64::from(choice.item_tiles) + REQUEST_ITEMS * batch) / workers
+            }
+            (false, _) => num_items / used * waves / relief,
         };
-        let is_whole = used <= 1.0 || is_uncut || is_dealt;
-        let merge = if is_whole && key.policy == PolicyClass::Throughput {
+        let is_whole = is_uncut || is_dealt || fixed.is_none() && used <= 1.0;
+        let merge = if is_whole {
             0.0
         } else {
             let deepest = 1.0 + used * f64::from(run.longest) / tokens.max(1.0);
@@ -395,6 +404,18 @@ impl CostModel {
     /// A device that is full of the step before has no room to make this one ready beside it.
     fn crowd(&self, num_sms: u32, blocks: f64) -> f64 {
         self.crowd_us * (blocks / f64::from(num_sms.max(1)) - 1.0).clamp(0.0, 2.0)
+    }
+
+    /// How many pieces fixed cuts make of a batch, and the tiles of a whole one.
+    fn pieces(&self, run: &RunKey, split_len: f64) -> (f64, f64) {
+        let (batch, tokens, longest) = (f64::from(run.batch), run.kv_tokens as f64, f64::from(run.longest));
+        let pieces = if self.is_uniform(run) {
+            batch * (longest / split_len).ceil()
+        } else {
+            // A request's last piece is half a one in the mean.
+            (tokens / split_len + 0.5 * batch).max(batch)
+        };
+        (pieces.max(1.0), (split_len.min(longest) / f64::from(TILE_LEN)).ceil().max(1.0))
     }
 
     fn is_uniform(&self, run: &RunKey) -> bool {

@@ -107,7 +107,7 @@ fn short_even_work_is_shared_out_and_other_work_is_not() {
     // Where there are no clusters, or the cuts are fixed.
     assert_eq!(shares(KEY, attn_tune::Shape { most_shares: 0, ..shape() }, &uniform(1, 1024)), 0);
     assert!(shares(KEY, shape().with_shares(8), &uniform(1, 1024)) <= 8);
-    let invariant = "d128 k8 v8 f16 gqa4 q1 records-paged batch-invariant";
+    let invariant = "d128 k8 v8 f16 gqa4 q1 records-paged batch-invariant-512";
     assert_eq!(shares(invariant, shape(), &uniform(1, 1024)), 0);
 }
 
@@ -158,8 +158,8 @@ fn name() -> impl Strategy<Value = &'static str> {
     proptest::sample::select(vec![
         KEY,
         "d128 k8 v8 f16 gqa4 q1 planes-scattered throughput",
-        "d128 k8 v8 f16 gqa4 q1 planes-scattered batch-invariant",
-        "d128 k8 v8 f16 gqa4 q1 records-paged batch-invariant",
+        "d128 k8 v8 f16 gqa4 q1 planes-scattered batch-invariant-512",
+        "d128 k8 v8 f16 gqa4 q1 records-paged batch-invariant-512",
         "d256 k128 v128 bf16 gqa8 q4 records-paged throughput",
     ])
 }
@@ -214,8 +214,8 @@ proptest! {
     #[test]
     fn batch_invariance_survives_every_profile(run in run(), other in run(), layout in 0usize..2) {
         let names = [
-            "d128 k8 v8 f16 gqa4 q1 records-paged batch-invariant",
-            "d128 k8 v8 f16 gqa4 q1 planes-scattered batch-invariant",
+            "d128 k8 v8 f16 gqa4 q1 records-paged batch-invariant-512",
+            "d128 k8 v8 f16 gqa4 q1 planes-scattered batch-invariant-512",
         ];
         let tuner = tuner(PROFILE);
         let chooser = tuner.chooser(key(names[layout]), shape());
@@ -257,7 +257,7 @@ fn ragged_long_batches_get_items_of_their_own_and_four_heads_cheaper_ones() {
     for choice in all("d128 k8 v8 f16 gqa4 q1 planes-scattered throughput") {
         assert_eq!((choice.item_tiles, choice.item_overhead), (0, 4 / choice.heads_per_block));
     }
-    for choice in all("d128 k8 v8 f16 gqa4 q1 records-paged batch-invariant") {
-        assert_eq!((choice.item_tiles, choice.num_shares), (0, 0));
+    for choice in all("d128 k8 v8 f16 gqa4 q1 records-paged batch-invariant-512") {
+        assert_eq!((choice.heads_per_block, choice.num_shares), (1, 0));
     }
 }
