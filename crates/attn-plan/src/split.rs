@@ -28,10 +28,6 @@ pub const MAX_SHARES: u32 = 16;
 
 /// The most items with a worker each: a device's grid has room for no more.
 pub const MAX_OWN_ITEMS: u64 = 1 << 15;
-/// Items of the fixed cuts that a worker may have before each gets one of its own.
-const FEW_ITEMS: u64 = 4;
-/// Tokens below which an item is so short that the next one's beginning costs more than a block's.
-const LONG_ITEM: u32 = 1024;
 
 /// The facts and numbers from which a [`crate::SplitPlan`] follows.
 /// ```
@@ -60,10 +56,10 @@ pub struct SplitConfig {
     /// neighbours are, each a worker's: a device that has clusters merges them there, without stage 2. `num_workers`,
     /// `item_overhead` and `min_split_tiles` then do not count. At most [`MAX_SHARES`].
     pub num_shares: u32,
-    /// 0: work is dealt to `num_workers` as the policy says. Else every item may have a worker of its own, the longest first, for a
+    /// 0: work is dealt to `num_workers` as the policy says. Else every item has a worker of its own, the longest first, for a
     /// device to deal out as its blocks come free: as many workers as items, whatever `num_workers` says. Under
     /// [`SplitPolicy::Throughput`] requests are then cut into equal items of at most so many tiles. Under
-    /// [`SplitPolicy::BatchInvariant`] the cuts stay, and so does the dealing while no worker has more than a few long items. More than
+    /// [`SplitPolicy::BatchInvariant`] the cuts stay. More than
     /// [`MAX_OWN_ITEMS`] items are always dealt. A captured graph, which has a fixed number of workers, cannot follow such plans. Does not count
     /// where requests are shared out.
     pub item_tiles: u32,
@@ -104,13 +100,7 @@ impl SplitConfig {
 
     /// Whether each of so many items gets a worker of its own.
     pub(crate) fn gives_own_workers(&self, num_items: u64) -> bool {
-        let is_wanted = match self.policy {
-            SplitPolicy::Throughput => true,
-            SplitPolicy::BatchInvariant { split_len } => {
-                split_len < LONG_ITEM || num_items > FEW_ITEMS * u64::from(self.num_workers)
-            }
-        };
-        self.item_tiles > 0 && is_wanted && num_items <= MAX_OWN_ITEMS
+        self.item_tiles > 0 && num_items <= MAX_OWN_ITEMS
     }
 
     /// Refuses numbers that no plan can follow.

@@ -53,10 +53,13 @@ impl Choice {
             item_overhead: self.item_overhead,
             min_split_tiles: self.min_split_tiles,
             heads_per_block: self.heads_per_block,
-            // That policy has fixed the cuts.
+            // That policy has fixed the cuts, and leaves open only whether each item has a worker of its own.
             num_shares: if policy == SplitPolicy::Throughput { self.num_shares } else { 0 },
-            // There it says only that items may have workers of their own.
-            item_tiles: if policy == SplitPolicy::Throughput { self.item_tiles } else { 1 },
+            item_tiles: if policy == SplitPolicy::Throughput {
+                self.item_tiles
+            } else {
+                self.item_tiles.min(1)
+            },
         }
     }
 

@@ -191,9 +191,8 @@ impl Chooser {
     fn hold(&self, choice: Choice) -> Choice {
         match self.key.policy {
             PolicyClass::Throughput => choice,
-            PolicyClass::BatchInvariant => {
-                Choice { heads_per_block: 1, num_shares: 0, item_tiles: 0, ..choice }
-            }
+            // Who does which item changes none.
+            PolicyClass::BatchInvariant { .. } => Choice { heads_per_block: 1, num_shares: 0, ..choice },
         }
     }
 

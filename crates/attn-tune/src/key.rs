@@ -45,24 +45,47 @@ impl LayoutClass {
     }
 }
 
-/// What a split may depend on, without its numbers.
+/// What a split may depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PolicyClass {
     /// [`SplitPolicy::BatchInvariant`].
-    BatchInvariant,
+    BatchInvariant {
+        /// Tokens between the cuts.
+        split_len: u32,
+    },
     /// [`SplitPolicy::Throughput`].
     Throughput,
 }
 
 impl PolicyClass {
-    const ALL: [(Self, &'static str); 2] =
-        [(Self::BatchInvariant, "batch-invariant"), (Self::Throughput, "throughput")];
-
     /// The class of a policy.
     pub fn of(policy: SplitPolicy) -> Self {
         match policy {
             SplitPolicy::Throughput => Self::Throughput,
-            SplitPolicy::BatchInvariant { .. } => Self::BatchInvariant,
+            SplitPolicy::BatchInvariant { split_len } => Self::BatchInvariant { split_len },
+        }
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        if name == THROUGHPUT {
+            return Some(Self::Throughput);
+        }
+        let split_len =
+            name.strip_prefix(BATCH_INVARIANT)?.parse().ok().filter(|split_len| *split_len > 0)?;
+        Some(Self::BatchInvariant { split_len })
+    }
+}
+
+const THROUGHPUT: &str = "throughput";
+const BATCH_INVARIANT: &str = "batch-invariant-";
+/// Ends the name of a key with it.
+const SOFT_CAP: &str = "soft-cap";
+
+impl fmt::Display for PolicyClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Throughput => f.write_str(THROUGHPUT),
+            Self::BatchInvariant { split_len } => write!(f, "{BATCH_INVARIANT}{split_len}"),
         }
     }
 }
@@ -73,6 +96,8 @@ impl PolicyClass {
 /// let key: StaticKey = "d128 k8 v8 f16 gqa4 q1 records-paged throughput".parse()?;
 /// assert_eq!((key.head_dim, key.gqa_group), (128, 4));
 /// assert_eq!(key.to_string().parse(), Ok(key));
+/// let other = "d128 k8 v8 f16 gqa4 q1 records-paged batch-invariant-512 soft-cap";
+/// assert_eq!(other.parse::<StaticKey>()?.to_string(), other);
 /// # Ok::<(), attn_tune::StaticKeyError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -91,6 +116,8 @@ pub struct StaticKey {
     pub q_len: u32,
     /// How rows lie.
     pub layout: LayoutClass,
+    /// Whether logits are capped, which every one of them pays for.
+    pub soft_cap: bool,
     /// What a split may depend on.
     pub policy: PolicyClass,
 }
@@ -116,6 +143,7 @@ impl StaticKey {
             gqa_group: spec.gqa_group(),
             q_len: spec.q_len,
             layout: LayoutClass::of(layout),
+            soft_cap: spec.soft_cap.is_some(),
             policy: PolicyClass::of(policy),
         }
     }
@@ -127,12 +155,23 @@ fn name_of<T: PartialEq + Copy>(all: &[(T, &'static str)], value: T) -> &'static
 
 impl fmt::Display for StaticKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { head_dim, k_group_len, v_group_len, scale_type, gqa_group, q_len, layout, policy } = *self;
-        let (layout, policy) = (name_of(&LayoutClass::ALL, layout), name_of(&PolicyClass::ALL, policy));
+        let Self {
+            head_dim,
+            k_group_len,
+            v_group_len,
+            scale_type,
+            gqa_group,
+            q_len,
+            layout,
+            soft_cap,
+            policy,
+        } = *self;
+        let layout = name_of(&LayoutClass::ALL, layout);
         write!(
             f,
             "d{head_dim} k{k_group_len} v{v_group_len} {scale_type} gqa{gqa_group} q{q_len} {layout} {policy}"
-        )
+        )?;
+        if soft_cap { write!(f, " {SOFT_CAP}") } else { Ok(()) }
     }
 }
 
@@ -164,7 +203,21 @@ fn parse(name: &str) -> Option<StaticKey> {
     let (gqa_group, q_len) = (number("gqa")?, number("q")?);
     let (layout, policy) = (words.next()?, words.next()?);
     let layout = LayoutClass::ALL.iter().find(|(_, known)| *known == layout)?.0;
-    let policy = PolicyClass::ALL.iter().find(|(_, known)| *known == policy)?.0;
-    let key = StaticKey { head_dim, k_group_len, v_group_len, scale_type, gqa_group, q_len, layout, policy };
-    words.next().is_none().then_some(key)
+    let policy = PolicyClass::parse(policy)?;
+    let soft_cap = match words.next() {
+        None => false,
+        Some(word) if word == SOFT_CAP => words.next().is_none().then_some(true)?,
+        Some(_) => return None,
+    };
+    Some(StaticKey {
+        head_dim,
+        k_group_len,
+        v_group_len,
+        scale_type,
+        gqa_group,
+        q_len,
+        layout,
+        soft_cap,
+        policy,
+    })
 }

@@ -2,24 +2,24 @@
 //!
 //! ```text
 //! time   = launch + crowd + stream + items + merge
-//! stream = bytes / (read bandwidth, joined with blocks x what one block can stream) x imbalance
-//! items  = requests of a worker x cost of an item
+//! stream = hypot(bytes / read bandwidth, steps x a lone warp's step, steps x warps of a scheduler x its issue)
+//! items  = items of a worker x cost of an item
 //! merge  = nothing where no request is cut; else a fixed cost, and one for each partial of a request
 //! crowd  = blocks beyond one a multiprocessor, which find no room while the step before still runs
 //! ```
+//!
+//! A step of a warp is 16 tokens of one head: a wait for their bytes and a chain of instructions, both longer for a longer head. The
+//! steps that count are those of the block that has most; where they are more than the mean, the bandwidth is not reached either. Near
+//! the crossing of the three none is reached.
 //!
 //! A request in shares has no items and no merge of its own:
 //!
 //! ```text
 //! time   = shares + crowd + stream + further waves
-//! stream = (bytes / read bandwidth / overlap + bytes / what its blocks can stream together) x imbalance
 //! crowd  = blocks beyond half a one a multiprocessor
 //! ```
 //!
-//! A block a multiprocessor fewer than it can hold, all equally many, stream as much as when it is full, and an item costs as little.
 //! Where every item has a worker of its own, the others go on while one begins, and the device keeps them balanced.
-//!
-//! Otherwise two bandwidths are joined as 1 / hypot(1/a, 1/b): near their crossing neither is reached.
 
 use crate::choice::{Choice, TILE_LEN};
 use crate::{PolicyClass, RunKey, StaticKey};
@@ -109,20 +109,24 @@ impl Shape {
     }
 }
 
-/// Warps of the blocks that [`CostModel::shares_gb_per_s`] is of.
+/// Warps of a block, but for shares that have kernels of their own.
 pub const USUAL_WARPS: u32 = 4;
+/// Tokens that a warp takes at a time.
+const STEP_TOKENS: u32 = 16;
+/// Query rows that a warp's product has room for.
+const TILE_ROWS: u32 = 8;
 /// Bytes that the memory gives at a time.
-pub(crate) const LINE_BYTES: u32 = 128;
-/// Of the blocks that [`CostModel::block_gb_per_s`] is of.
-const USUAL_BLOCKS_PER_SM: f64 = 3.0;
-/// Of a block a multiprocessor fewer than fit, how many there are at least where all are to hold equally many.
-const EVEN_FILL: f64 = 0.9;
-/// And how many requests each takes at most: with four an H200 lost up to a fifth, as with unequal ones.
-const MOST_EVEN_REQUESTS: f64 = 2.0;
-/// What the rings of four warps give where two blocks have room, as a share of three.
-const TWO_BLOCKS: f64 = 2.0;
+const LINE_BYTES: u32 = 128;
+/// The head that the constants are of.
+const USUAL_DIM: f64 = 128.0;
+/// And the outputs of a kv head: four query heads of it.
+const USUAL_OUTPUTS: f64 = 512.0;
 /// Share of a full device that clusters fill before some must wait.
 pub(crate) const CLUSTER_ROOM: f64 = 0.85;
+/// Of a request with unequal neighbours, the part of an item that its end makes.
+const LAST_ITEM: f64 = 0.5;
+/// Waves beyond which the last one's gaps do not count.
+const FEW_WAVES: f64 = 4.0;
 
 /// The constants. [`Self::default`] was fitted to measurements; `docs/tuning.md` says to which and how well.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -131,108 +135,208 @@ pub struct CostModel {
     pub launch_us: f64,
     /// One work item: its prologue, its cold pipeline, its epilogue.
     pub item_us: f64,
-    /// What one block of three on a multiprocessor streams at most, GB/s: its ring of tiles over the latency of the memory.
-    pub block_gb_per_s: f64,
-    /// Share of the read bandwidth within reach on rows of paged heads.
+    /// Of that, what grows with the outputs, for each 512 more of them.
+    pub item_outputs_us: f64,
+    /// Of an item's cost, what it costs with a worker of its own.
+    pub own_item: f64,
+    /// A step of a lone warp: the part that every step has.
+    pub step_us: f64,
+    /// And the part that grows with the head, for 128 channels.
+    pub step_dim_us: f64,
+    /// How much of a scheduler's time a step takes: the part that every step has.
+    pub issue_us: f64,
+    /// And for 128 channels.
+    pub issue_dim_us: f64,
+    /// How much longer a step is on scattered rows.
+    pub scattered_step: f64,
+    /// How much longer with capped logits.
+    pub soft_cap: f64,
+    /// What is left of a step where the group is the whole head of 128.
+    pub whole_group: f64,
+    /// How much longer for each further eight query rows.
+    pub row_tile: f64,
+    /// Share of the read bandwidth within reach on rows of paged heads. Above 1, since the joined time is always longer.
     pub paged: f64,
     /// The same on scattered rows, one head a block.
     pub scattered: f64,
-    /// The same on scattered rows with several heads a block.
-    pub scattered_together: f64,
+    /// With two heads a block.
+    pub scattered_two: f64,
+    /// With four.
+    pub scattered_four: f64,
     /// The same on scattered rows of a cache with a single kv head.
     pub scattered_alone: f64,
-    /// What is left of it, and of what a block streams, where a scattered row's codes are shorter than a line of memory and a
-    /// block takes one head or two.
+    /// What is left of it where a scattered row's codes are shorter than a line of memory.
     pub thin: f64,
+    /// How much longer blocks stream that multiprocessors do not hold equally many of.
+    pub uneven: f64,
     /// Stage 2: launch and first loads.
     pub merge_us: f64,
     /// Stage 2: each further partial of a request.
     pub merge_partial_us: f64,
+    /// Stage 2: for each 512 more outputs.
+    pub merge_outputs_us: f64,
     /// For each block of a multiprocessor beyond its first.
     pub crowd_us: f64,
-    /// As `launch_us` with what every item costs, for a request in shares: their merge is in it.
+    /// Two heads a block.
+    pub two_heads_us: f64,
+    /// Four heads a block.
+    pub four_heads_us: f64,
+    /// As `launch_us` with what every item costs, for a request in shares of eight warps: their merge is in it.
     pub shares_us: f64,
-    /// As `block_gb_per_s`, where what a block does beside waiting for its bytes is not hidden.
-    pub shares_gb_per_s: f64,
-    /// How much of the bytes' time passes while blocks do something else.
-    pub shares_overlap: f64,
+    /// For each 512 more outputs.
+    pub shares_outputs_us: f64,
+    /// The same in blocks of four warps.
+    pub cluster_us: f64,
+    /// For each 512 more outputs.
+    pub cluster_outputs_us: f64,
+    /// For each further share.
+    pub share_us: f64,
+    /// As `step_us`, for one of eight warps.
+    pub shares_step_us: f64,
+    /// As `step_dim_us`, for one of eight warps.
+    pub shares_step_dim_us: f64,
+    /// As `issue_us` for 128 channels, for one of eight warps.
+    pub shares_issue_us: f64,
     /// Each further wave of blocks.
     pub shares_wave_us: f64,
     /// For each block of a multiprocessor beyond half a one: two steps no longer fit side by side.
     pub shares_crowd_us: f64,
 }
 
-/// What two heads a block cost beside, microseconds: fewer warps share a head's tokens.
-const TWO_HEADS_US: f64 = 2.0;
-/// What four heads a block cost beside: one warp a head, and heads in step wait for each other. Read off LightLLM's buffers on an
-/// H200: 7 us more than one head at 168 MB, none at 671, 40 less at 1342.
-const FOUR_HEADS_US: f64 = 10.0;
-/// Four heads' share of the bandwidth beside two heads'.
-const FOUR_HEADS: f64 = 1.02;
-/// Of an item's cost, what it costs with a worker of its own.
-const OWN_ITEM: f64 = 0.45;
-/// Such items that a request adds to those that its tokens make, in the mean.
-const REQUEST_ITEMS: f64 = 0.75;
-
 impl Default for CostModel {
     fn default() -> Self {
         Self {
-            launch_us: 3.0,
-            item_us: 4.05,
-            block_gb_per_s: 21.2,
-            paged: 1.0,
-            scattered: 0.83,
-            scattered_together: 0.881,
-            scattered_alone: 0.754,
-            thin: 0.68,
-            merge_us: 4.64,
-            merge_partial_us: 0.00934,
-            crowd_us: 0.168,
-            shares_us: 3.31,
-            shares_gb_per_s: 11.9,
-            shares_overlap: 2.5,
+            launch_us: 1.32,
+            item_us: 3.83,
+            item_outputs_us: 0.979,
+            own_item: 0.755,
+            step_us: 0.176,
+            step_dim_us: 0.503,
+            issue_us: 0.200,
+            issue_dim_us: 0.0512,
+            scattered_step: 0.175,
+            soft_cap: 0.166,
+            whole_group: 0.800,
+            row_tile: 0.247,
+            paged: 1.12,
+            scattered: 0.944,
+            scattered_two: 0.973,
+            scattered_four: 1.02,
+            scattered_alone: 0.993,
+            thin: 0.634,
+            uneven: 0.0338,
+            merge_us: 4.44,
+            merge_partial_us: 0.00391,
+            merge_outputs_us: 1.88,
+            crowd_us: 0.524,
+            two_heads_us: 0.738,
+            four_heads_us: 2.42,
+            shares_us: 2.93,
+            shares_outputs_us: 0.406,
+            cluster_us: 4.51,
+            cluster_outputs_us: 1.41,
+            share_us: 0.0718,
+            shares_step_us: 0.427,
+            shares_step_dim_us: 0.514,
+            shares_issue_us: 0.191,
             shares_wave_us: 3.86,
-            shares_crowd_us: 2.18,
+            shares_crowd_us: 2.35,
         }
     }
 }
 
+/// How fast a warp goes through its steps, microseconds each.
+struct Pace {
+    alone_us: f64,
+    issue_us: f64,
+}
+
+/// How work is dealt out.
+struct Deal {
+    /// Workers that have any.
+    used: f64,
+    /// Tiles of the one that has most, what its items cost included.
+    load: f64,
+    /// Its items.
+    items: f64,
+    /// Whether no request is cut.
+    is_whole: bool,
+}
+
 impl CostModel {
     /// The constants by name, for who fits them anew (`cargo xtask tune --fit`).
-    pub fn constants(&mut self) -> [(&'static str, &mut f64); 16] {
+    pub fn constants(&mut self) -> [(&'static str, &mut f64); 35] {
         let Self {
             launch_us,
             item_us,
-            block_gb_per_s,
+            item_outputs_us,
+            own_item,
+            step_us,
+            step_dim_us,
+            issue_us,
+            issue_dim_us,
+            scattered_step,
+            soft_cap,
+            whole_group,
+            row_tile,
             paged,
             scattered,
-            scattered_together,
+            scattered_two,
+            scattered_four,
             scattered_alone,
             thin,
+            uneven,
             merge_us,
             merge_partial_us,
+            merge_outputs_us,
             crowd_us,
+            two_heads_us,
+            four_heads_us,
             shares_us,
-            shares_gb_per_s,
-            shares_overlap,
+            shares_outputs_us,
+            cluster_us,
+            cluster_outputs_us,
+            share_us,
+            shares_step_us,
+            shares_step_dim_us,
+            shares_issue_us,
             shares_wave_us,
             shares_crowd_us,
         } = self;
         [
             ("launch_us", launch_us),
             ("item_us", item_us),
-            ("block_gb_per_s", block_gb_per_s),
+            ("item_outputs_us", item_outputs_us),
+            ("own_item", own_item),
+            ("step_us", step_us),
+            ("step_dim_us", step_dim_us),
+            ("issue_us", issue_us),
+            ("issue_dim_us", issue_dim_us),
+            ("scattered_step", scattered_step),
+            ("soft_cap", soft_cap),
+            ("whole_group", whole_group),
+            ("row_tile", row_tile),
             ("paged", paged),
             ("scattered", scattered),
-            ("scattered_together", scattered_together),
+            ("scattered_two", scattered_two),
+            ("scattered_four", scattered_four),
             ("scattered_alone", scattered_alone),
             ("thin", thin),
+            ("uneven", uneven),
             ("merge_us", merge_us),
             ("merge_partial_us", merge_partial_us),
+            ("merge_outputs_us", merge_outputs_us),
             ("crowd_us", crowd_us),
+            ("two_heads_us", two_heads_us),
+            ("four_heads_us", four_heads_us),
             ("shares_us", shares_us),
-            ("shares_gb_per_s", shares_gb_per_s),
-            ("shares_overlap", shares_overlap),
+            ("shares_outputs_us", shares_outputs_us),
+            ("cluster_us", cluster_us),
+            ("cluster_outputs_us", cluster_outputs_us),
+            ("share_us", share_us),
+            ("shares_step_us", shares_step_us),
+            ("shares_step_dim_us", shares_step_dim_us),
+            ("shares_issue_us", shares_issue_us),
             ("shares_wave_us", shares_wave_us),
             ("shares_crowd_us", shares_crowd_us),
         ]
@@ -259,30 +363,86 @@ impl CostModel {
         run: &RunKey,
         choice: &Choice,
     ) -> f64 {
+        let num_sms = f64::from(num_sms.max(1));
+        let bytes = run.kv_tokens as f64 * f64::from(run.num_kv_heads.max(1)) * f64::from(shape.row_bytes);
+        let bytes_us = bytes / (read_gb_per_s * self.reach(key, run, choice)) / 1e3;
+        // Outputs of a kv head beyond the usual, in 512: what is written, merged and divided at the end.
+        let outputs = f64::from(key.gqa_group * key.q_len * key.head_dim) / USUAL_OUTPUTS - 1.0;
         if choice.num_shares > 0 && key.policy == PolicyClass::Throughput {
-            return self.predict_shares(num_sms, read_gb_per_s, key, shape, run, choice);
+            let is_wide = shape.share_blocks(choice.heads_per_block).1 > USUAL_WARPS;
+            let pace = self.pace(key, shape, is_wide);
+            return self.predict_shares(num_sms, bytes_us, &pace, outputs, shape, run, choice);
         }
-        let heads_per_block = f64::from(choice.heads_per_block);
-        let heads = f64::from(run.num_kv_heads.max(1));
+
+        let pace = self.pace(key, shape, false);
+        let tiles = (run.kv_tokens as f64 / f64::from(TILE_LEN)).max(1.0);
+        let deal = self.deal(key, shape, run, choice);
+        let blocks_per_worker = blocks_per_worker(shape, run, choice);
+        let per_sm = f64::from(shape.blocks_per_sm);
+        let resident = num_sms * per_sm;
+        // Of four warps each takes a quarter of a tile, of each head.
+        let steps_per_tile = f64::from(choice.heads_per_block);
+        let own = own_items(key, run, choice);
+        let num_blocks = own.map_or(deal.used, |(count, _)| count) * blocks_per_worker;
+        let (waves, blocks) = ((num_blocks / resident).max(1.0), num_blocks.min(resident));
+        let mean = tiles / (num_blocks / blocks_per_worker / waves);
+        let most = match own {
+            // The longest come first, so that short ones fill the gaps at the end.
+            Some((_, len)) if !is_uniform(run) => mean.max(len),
+            Some((_, len)) => len * whole_waves(waves),
+            None => {
+                let tiles = (deal.load - deal.items * f64::from(choice.item_overhead)).max(1.0);
+                tiles * whole_waves(waves)
+            }
+        };
+        let imbalance = (most / mean).max(1.0);
+        let is_even = shape.blocks_per_sm >= 3 && num_blocks <= resident - num_sms || num_blocks <= num_sms;
+        let uneven = if is_even || own.is_some() { 0.0 } else { self.uneven * (per_sm - 2.0).max(0.0) };
+        let stream = joined(
+            bytes_us * imbalance.sqrt() * (1.0 + uneven),
+            &pace,
+            most * steps_per_tile,
+            (blocks / num_sms).ceil().max(1.0),
+        );
+
+        let items = if own.is_some() { waves * self.own_item } else { deal.items * waves };
+        let merge = if deal.is_whole {
+            0.0
+        } else {
+            let deepest = 1.0 + deal.used * f64::from(run.longest) / (run.kv_tokens as f64).max(1.0);
+            self.merge_us + self.merge_partial_us * deepest + self.merge_outputs_us * outputs
+        };
+        let together = match choice.heads_per_block {
+            1 => 0.0,
+            2 => self.two_heads_us,
+            _ => self.four_heads_us,
+        };
+        let crowd = self.crowd_us * (blocks / num_sms - 1.0).clamp(0.0, 2.0);
+        let item_us = self.item_us + self.item_outputs_us * outputs;
+        self.launch_us + crowd + stream + items * item_us + merge + together
+    }
+
+    /// How `attn_plan` deals work to workers, from a step's few numbers.
+    fn deal(&self, key: &StaticKey, shape: &Shape, run: &RunKey, choice: &Choice) -> Deal {
         let (batch, tokens) = (f64::from(run.batch), run.kv_tokens as f64);
         let tiles = (tokens / f64::from(TILE_LEN)).max(1.0);
         let workers = f64::from(choice.num_workers(run.num_kv_heads, shape.row_blocks));
         let overhead = f64::from(choice.item_overhead);
-        // Batch-invariant cuts do not look at the smallest split.
-        let least = match key.policy {
-            PolicyClass::Throughput => f64::from(choice.min_split_tiles),
-            PolicyClass::BatchInvariant => 1.0,
-        };
+        if let PolicyClass::BatchInvariant { split_len } = key.policy {
+            let (pieces, len) = pieces(run, split_len);
+            let items = (pieces / workers).ceil();
+            let used = (pieces / items).ceil();
+            return Deal { used, load: items * (len + overhead), items, is_whole: pieces <= batch };
+        }
+        let least = f64::from(choice.min_split_tiles);
+        let longest = f64::from(run.longest.div_ceil(TILE_LEN));
         let work = tiles + batch * overhead;
         let load = (work / workers).ceil().max(least.min(tiles));
         // No request is long enough for two of the smallest splits: each is one worker's.
-        let longest = f64::from(run.longest.div_ceil(TILE_LEN));
-        let is_uncut = key.policy == PolicyClass::Throughput && longest < 2.0 * least;
-        // Nor where the whole requests of a worker are little more than its load, see `attn_plan`.
+        let is_uncut = longest < 2.0 * least;
+        // Nor where the whole requests of a worker are little more than its load.
         let each = (batch / workers).ceil();
-        let is_dealt = self.is_uniform(run)
-            && key.policy == PolicyClass::Throughput
-            && each * (longest + overhead) <= load + 2.0 * overhead;
+        let is_dealt = is_uniform(run) && each * (longest + overhead) <= load + 2.0 * overhead;
         let (load, most) = if is_dealt {
             (each * (longest + overhead), (batch / each).ceil())
         } else if is_uncut {
@@ -291,118 +451,123 @@ impl CostModel {
             (load, workers)
         };
         let used = (work / load).ceil().min(most).clamp(1.0, workers).min(tiles.ceil());
-        let blocks_per_worker = heads / heads_per_block * f64::from(shape.row_blocks);
-        let resident = f64::from(num_sms * shape.blocks_per_sm);
-        let waves = (used * blocks_per_worker / resident).max(1.0);
-        let blocks = (used * blocks_per_worker).min(resident);
-
-        let own_items = choice.item_tiles > 0;
-        let one_fewer = f64::from(num_sms * (shape.blocks_per_sm.max(1) - 1));
-        let is_even = shape.blocks_per_sm >= 3
-            && is_dealt
-            && each <= MOST_EVEN_REQUESTS
-            && !key.layout.is_scattered()
-            && (EVEN_FILL * one_fewer..=one_fewer).contains(&(used * blocks_per_worker));
-        let relief = if is_even { resident / one_fewer } else { 1.0 };
-        // The rings of a multiprocessor's blocks share its memory, however many they are.
-        let block_gb_per_s = relief * self.thinness(key, choice) * self.block_gb_per_s * USUAL_BLOCKS_PER_SM
-            / f64::from(shape.blocks_per_sm.max(1));
-        let bandwidth = joined(read_gb_per_s * self.reach(key, run, choice), blocks * block_gb_per_s);
-        let bytes = tokens * heads * f64::from(shape.row_bytes);
-        let imbalance = if own_items { 1.0 } else { (load * used / work).max(1.0) };
-        let stream = bytes / bandwidth / 1e3 * imbalance;
-
-        let items = if own_items {
-            OWN_ITEM * (tiles / f64::from(choice.item_tiles) + REQUEST_ITEMS * batch) / workers
-        } else {
-            batch / used * waves / relief
-        };
-        let is_whole = used <= 1.0 || is_uncut || is_dealt;
-        let merge = if is_whole && key.policy == PolicyClass::Throughput {
-            0.0
-        } else {
-            let deepest = 1.0 + used * f64::from(run.longest) / tokens.max(1.0);
-            self.merge_us + self.merge_partial_us * deepest
-        };
-        let together = match choice.heads_per_block {
-            1 => 0.0,
-            2 => TWO_HEADS_US,
-            _ => FOUR_HEADS_US,
-        };
-        self.launch_us + self.crowd(num_sms, blocks) + stream + items * self.item_us + merge + together
+        Deal { used, load, items: batch / used, is_whole: is_uncut || is_dealt || used <= 1.0 }
     }
 
+    #[allow(clippy::too_many_arguments, reason = "what the caller has worked out for both kinds")]
     fn predict_shares(
         &self,
-        num_sms: u32,
-        read_gb_per_s: f64,
-        key: &StaticKey,
+        num_sms: f64,
+        bytes_us: f64,
+        pace: &Pace,
+        outputs: f64,
         shape: &Shape,
         run: &RunKey,
         choice: &Choice,
     ) -> f64 {
         let shares = f64::from(choice.num_shares);
-        let (batch, tokens) = (f64::from(run.batch), (run.kv_tokens as f64).max(1.0));
-        let heads = f64::from(run.num_kv_heads.max(1));
-        let all = batch * shares * heads / f64::from(choice.heads_per_block) * f64::from(shape.row_blocks);
+        let all = f64::from(run.batch) * shares * blocks_per_worker(shape, run, choice);
         let (blocks_per_sm, warps) = shape.share_blocks(choice.heads_per_block);
-        let room = f64::from(num_sms * blocks_per_sm);
+        let room = num_sms * f64::from(blocks_per_sm);
         // Whole clusters leave gaps, but for pairs.
         let room = if choice.num_shares > 2 { room * CLUSTER_ROOM } else { room };
         let (waves, blocks) = ((all / room).max(1.0), all.min(room));
-        // The longest share ends last, and its last tile counts whole; of a few waves the last counts whole too.
-        let share_len = run.longest.div_ceil(TILE_LEN).div_ceil(choice.num_shares).max(1) * TILE_LEN;
-        let uneven = (f64::from(share_len) * shares * batch / tokens).max(1.0);
-        let uneven = if waves < 4.0 { uneven * waves.ceil() / waves } else { uneven };
-        let bytes = tokens * heads * f64::from(shape.row_bytes);
-        let read = read_gb_per_s * self.reach(key, run, choice) * self.shares_overlap;
-        let thin = self.thinness(key, choice);
-        // Eight warps have twice the rings, two at a time where four warps have three.
+        // The longest share ends last, and its last step counts whole; so does the last wave.
+        let share_tiles = run.longest.div_ceil(TILE_LEN).div_ceil(choice.num_shares).max(1);
+        let steps = (share_tiles * TILE_LEN).div_ceil(warps * STEP_TOKENS) * choice.heads_per_block;
+        let steps = f64::from(steps) * waves.ceil().min(waves + 1.0);
         let wide = f64::from(warps) / f64::from(USUAL_WARPS);
-        let rings = match (warps > USUAL_WARPS, blocks_per_sm) {
-            (true, _) => wide,
-            (false, ..3) => TWO_BLOCKS,
-            (false, _) => 1.0,
+        let is_wide = warps > USUAL_WARPS;
+        let stream = joined(bytes_us, pace, steps, wide * (blocks / num_sms).ceil().max(1.0));
+        let (fixed, for_outputs) = match is_wide {
+            true => (self.shares_us, self.shares_outputs_us),
+            false => (self.cluster_us, self.cluster_outputs_us),
         };
-        let block_gb_per_s = thin * self.shares_gb_per_s * rings;
-        let stream = bytes * (1.0 / read + 1.0 / (blocks * block_gb_per_s)) / 1e3 * uneven;
-        let beside = (blocks / f64::from(num_sms.max(1)) - 0.5).clamp(0.0, 1.5);
-        self.shares_us + self.shares_crowd_us * beside + stream + self.shares_wave_us * (waves - 1.0)
+        let together = if choice.heads_per_block > 2 { self.four_heads_us } else { 0.0 };
+        let crowd = self.shares_crowd_us * (blocks / num_sms - 0.5).clamp(0.0, 1.5);
+        fixed
+            + for_outputs * outputs
+            + self.share_us * (shares - 1.0)
+            + crowd
+            + stream
+            + self.shares_wave_us * (waves - 1.0)
+            + together
+    }
+
+    fn pace(&self, key: &StaticKey, shape: &Shape, is_wide: bool) -> Pace {
+        let dim = f64::from(key.head_dim) / USUAL_DIM;
+        let rows = (key.gqa_group * key.q_len).div_ceil(shape.row_blocks.max(1)).div_ceil(TILE_ROWS);
+        let is_whole = (key.k_group_len, key.v_group_len) == (128, 128) && key.head_dim == 128;
+        let more = (1.0 + self.row_tile * f64::from(rows.saturating_sub(1)))
+            * if is_whole { self.whole_group } else { 1.0 }
+            * if key.soft_cap { 1.0 + self.soft_cap } else { 1.0 };
+        let scattered = if key.layout.is_scattered() { 1.0 + self.scattered_step } else { 1.0 };
+        let (alone, issue) = match is_wide {
+            true => (self.shares_step_us + self.shares_step_dim_us * dim, self.shares_issue_us * dim),
+            false => (self.step_us + self.step_dim_us * dim, self.issue_us + self.issue_dim_us * dim),
+        };
+        Pace { alone_us: more * scattered * alone, issue_us: more * issue }
     }
 
     /// Share of the read bandwidth that rows of this layout reach.
     fn reach(&self, key: &StaticKey, run: &RunKey, choice: &Choice) -> f64 {
-        let reach = match (key.layout.is_scattered(), choice.heads_per_block) {
-            (false, _) => self.paged,
-            (true, _) if run.num_kv_heads <= 1 => self.scattered_alone,
-            (true, 1) => self.scattered,
-            (true, 2) => self.scattered_together,
-            (true, _) => (FOUR_HEADS * self.scattered_together).min(1.0),
-        };
-        reach * self.thinness(key, choice)
-    }
-
-    /// Of rows of half a line each a neighbour's half comes along, and is of use only to a block that takes it too. A block alone asks
-    /// for as many lines as for whole ones.
-    fn thinness(&self, key: &StaticKey, choice: &Choice) -> f64 {
-        match (key.layout.is_scattered() && key.head_dim < LINE_BYTES, choice.heads_per_block) {
-            (false, _) => 1.0,
-            (true, 1 | 2) => self.thin,
-            (true, _) => self.thin.sqrt(),
+        if !key.layout.is_scattered() {
+            return self.paged;
         }
-    }
-
-    /// A device that is full of the step before has no room to make this one ready beside it.
-    fn crowd(&self, num_sms: u32, blocks: f64) -> f64 {
-        self.crowd_us * (blocks / f64::from(num_sms.max(1)) - 1.0).clamp(0.0, 2.0)
-    }
-
-    fn is_uniform(&self, run: &RunKey) -> bool {
-        u64::from(run.longest) * u64::from(run.batch) == run.kv_tokens
+        let reach = match choice.heads_per_block {
+            _ if run.num_kv_heads <= 1 => self.scattered_alone,
+            1 => self.scattered,
+            2 => self.scattered_two,
+            _ => self.scattered_four,
+        };
+        // A neighbour's half of a line comes along, and is there no more when its turn comes.
+        reach * if key.head_dim < LINE_BYTES { self.thin } else { 1.0 }
     }
 }
 
-/// `1 / hypot(1 / a, 1 / b)`, without its care for overflow.
-fn joined(a: f64, b: f64) -> f64 {
-    a * b / (a * a + b * b).sqrt()
+/// Items that have workers of their own, and the tiles of the longest; `None` where items are dealt.
+fn own_items(key: &StaticKey, run: &RunKey, choice: &Choice) -> Option<(f64, f64)> {
+    if choice.item_tiles == 0 {
+        return None;
+    }
+    if let PolicyClass::BatchInvariant { split_len } = key.policy {
+        return Some(pieces(run, split_len));
+    }
+    let batch = f64::from(run.batch);
+    let longest = f64::from(run.longest.div_ceil(TILE_LEN));
+    let (tiles, most) = (run.kv_tokens as f64 / f64::from(TILE_LEN), f64::from(choice.item_tiles));
+    let each = (longest / most).ceil().max(1.0);
+    let count = if is_uniform(run) { batch * each } else { (tiles / most + LAST_ITEM * batch).max(batch) };
+    Some((count.max(1.0), (longest / each).ceil().max(1.0)))
+}
+
+/// How many pieces fixed cuts make of a batch, and the tiles of a whole one.
+fn pieces(run: &RunKey, split_len: u32) -> (f64, f64) {
+    let (batch, tokens) = (f64::from(run.batch), run.kv_tokens as f64);
+    let pieces = if is_uniform(run) {
+        batch * f64::from(run.longest.div_ceil(split_len.max(1)))
+    } else {
+        tokens / f64::from(split_len.max(1)) + LAST_ITEM * batch
+    };
+    (pieces.max(batch).max(1.0), f64::from(split_len.min(run.longest).div_ceil(TILE_LEN).max(1)))
+}
+
+/// Of a few waves the last counts whole.
+fn whole_waves(waves: f64) -> f64 {
+    if waves < FEW_WAVES { waves.ceil() } else { waves }
+}
+
+fn blocks_per_worker(shape: &Shape, run: &RunKey, choice: &Choice) -> f64 {
+    let heads = f64::from(run.num_kv_heads.max(1)) / f64::from(choice.heads_per_block.max(1));
+    heads * f64::from(shape.row_blocks)
+}
+
+fn is_uniform(run: &RunKey) -> bool {
+    u64::from(run.longest) * u64::from(run.batch) == run.kv_tokens
+}
+
+/// Bytes over the bandwidth, steps one after the other, and steps of warps that share a scheduler: the root of their squares.
+fn joined(bytes_us: f64, pace: &Pace, steps: f64, warps: f64) -> f64 {
+    let (chain, issue) = (steps * pace.alone_us, steps * warps * pace.issue_us);
+    (bytes_us * bytes_us + chain * chain + issue * issue).sqrt()
 }

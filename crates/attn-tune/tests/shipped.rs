@@ -77,7 +77,7 @@ proptest! {
         for profile in profiles() {
             let tuner = tuner(&profile);
             for key in profile.tables.keys() {
-                let key = StaticKey { policy: PolicyClass::BatchInvariant, ..*key };
+                let key = StaticKey { policy: PolicyClass::BatchInvariant { split_len: 512 }, ..*key };
                 let chooser = tuner.chooser(key, Shape { max_heads_per_block: 4, ..common::shape() });
                 let policy = SplitPolicy::BatchInvariant { split_len: 512 };
                 let split = |lens: &[u32]| {

@@ -9,6 +9,8 @@ pub mod gpu;
 pub mod inputs;
 mod record;
 mod report;
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "cases are run on a device"))]
+pub mod suites;
 
 use anyhow::Result;
 use clap::Subcommand;

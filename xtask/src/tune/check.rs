@@ -19,14 +19,16 @@ struct Unit {
     request: usize,
     first_head: usize,
     num_heads: usize,
+    /// `[q_len, num_heads, head_dim]`.
     exact: OracleOutput,
 }
 
 /// What a step's output has to be.
 pub struct Check {
     units: Vec<Unit>,
-    /// Elements of a request's output.
+    /// Elements of a request's output, and of those of one query token.
     request_len: usize,
+    token_len: usize,
     head_dim: usize,
     out_len: usize,
 }
@@ -59,6 +61,7 @@ impl Check {
         Ok(Self {
             units,
             request_len: spec.q_elements(1),
+            token_len: spec.num_q_heads as usize * spec.head_dim as usize,
             head_dim: spec.head_dim as usize,
             out_len: spec.q_elements(kv_lens.len()),
         })
@@ -77,15 +80,19 @@ impl Check {
         }
         let mut largest = 0f64;
         for Unit { request, first_head, num_heads, exact } in &self.units {
-            let first = request * self.request_len + first_head * self.head_dim;
-            let got = out.get(first..first + num_heads * self.head_dim).unwrap_or_default();
-            let elements = got.iter().zip(&exact.out).zip(exact.bound(arithmetic));
+            let len = num_heads * self.head_dim;
+            let got = (0..self.request_len / self.token_len).flat_map(|token| {
+                let first = request * self.request_len + token * self.token_len + first_head * self.head_dim;
+                out.get(first..first + len).unwrap_or_default()
+            });
+            let elements = got.zip(&exact.out).zip(exact.bound(arithmetic));
             for (element, ((&got, &want), bound)) in elements.enumerate() {
                 let error = (f64::from(got) - want).abs();
                 // Not `error > bound`: what is not a number is wrong.
                 let is_right = error <= bound;
                 if !is_right {
-                    let (head, channel) = (first_head + element / self.head_dim, element % self.head_dim);
+                    let head = first_head + element / self.head_dim % num_heads;
+                    let channel = element % self.head_dim;
                     return Err(format!(
                         "request {request}, head {head}, channel {channel}: {got} instead of {want:.6}, {error:.1e} off, \
                          at most {bound:.1e}"
@@ -109,7 +116,7 @@ impl Check {
         let apart = pairs.find(|(_, (a, b))| (f64::from(**a) - f64::from(**b)).abs() > most);
         let Some((element, (got, want))) = apart else { return Ok(()) };
         let (request, rest) = (element / self.request_len, element % self.request_len);
-        let (head, channel) = (rest / self.head_dim, rest % self.head_dim);
+        let (head, channel) = (rest % self.token_len / self.head_dim, rest % self.head_dim);
         Err(format!(
             "request {request}, head {head}, channel {channel}: {got} where another schedule gives {want}; at most {most:.1e} \
              apart"
@@ -133,15 +140,19 @@ impl Unit {
         let spec = &inputs.case.spec;
         let (head_dim, group) = (spec.head_dim as usize, spec.gqa_group() as usize);
         let kv_len = inputs.case.kv_lens.get(request).copied().unwrap_or(0);
-        let affordable = MOST_ELEMENTS / (u64::from(kv_len.max(1)) * head_dim as u64);
+        let affordable = MOST_ELEMENTS / (u64::from(kv_len.max(1)) * u64::from(spec.q_len) * head_dim as u64);
         let num_heads = (affordable as usize).clamp(1, group);
         let kv_head =
             (inputs.case.kv_lens.len() * 31 + kv_len as usize * 7 + request) % spec.num_kv_heads as usize;
         let first_head = kv_head * group;
-        let first = request * spec.q_elements(1) + first_head * head_dim;
-        let q =
-            inputs.q.as_slice().slice(first..first + num_heads * head_dim).context("q has the request")?;
-        let q: Vec<f64> = (0..q.len()).filter_map(|index| q.get(index)).map(f64::from).collect();
+        let token_len = spec.num_q_heads as usize * head_dim;
+        let mut q = Vec::with_capacity(spec.q_len as usize * num_heads * head_dim);
+        for token in 0..spec.q_len as usize {
+            let first = request * spec.q_elements(1) + token * token_len + first_head * head_dim;
+            let of_token = inputs.q.as_slice().slice(first..first + num_heads * head_dim);
+            let of_token = of_token.context("q has the request")?;
+            q.extend((0..of_token.len()).filter_map(|index| of_token.get(index)).map(f64::from));
+        }
         let pages = inputs.pattern_pages(request);
         let [k, v] = [Side::K, Side::V].map(|side| head_rows(inputs, &pages, kv_len, side, kv_head as u32));
         let one_head = DecodeSpec { num_q_heads: num_heads as u32, num_kv_heads: 1, ..spec.clone() };

@@ -114,12 +114,12 @@ impl Run {
                 Ok((shape, outcome)) => {
                     failures = 0;
                     for (choice, fault) in &outcome.wrong {
-                        bar.println(format!("WRONG {}: {choice}: {fault}", case.name()));
+                        say(&bar, &format!("WRONG {}: {choice}: {fault}", case.name()));
                     }
                     self.keep(case, shape, outcome)?;
                 }
                 Err(error) => {
-                    bar.println(format!("{}: {error:#}", case.name()));
+                    say(&bar, &format!("{}: {error:#}", case.name()));
                     self.counts.failed += 1;
                     failures += 1;
                     ensure!(failures < MOST_FAILURES, "{failures} steps failed one after the other");
@@ -168,6 +168,11 @@ pub fn coverage(grid: &[Case], profile: &Profile) -> Result<String> {
          are left to the cost model",
         grid.len()
     ))
+}
+
+/// Above the bar, or where no terminal shows one.
+fn say(bar: &ProgressBar, text: &str) {
+    if bar.is_hidden() { eprintln!("{text}") } else { bar.println(text) }
 }
 
 fn bar(steps: usize, ends: Option<Instant>) -> ProgressBar {

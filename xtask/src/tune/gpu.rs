@@ -2,7 +2,7 @@
 
 use super::Args;
 use super::check::{self, Check, Judged};
-use super::drive::{Device, Run};
+use super::drive::{Device, Run, place_of};
 use super::grid::Grid;
 use super::journal::Header;
 use super::pick::{Facts, pick};
@@ -11,12 +11,13 @@ use super::share::ModelShare;
 use crate::bench::case::Case;
 use crate::bench::gpu::{Bench, DevicePlan, Pool, Step, quantiles};
 use crate::bench::inputs::{Inputs, Patterns};
+use crate::bench::suites;
 use anyhow::{Context, Result, anyhow};
 use attn_backend::{Backend, CudaBackend};
 use attn_kernels::device::{CudaDevice, Graph, Kernels, Stream};
 use attn_tune::{Choice, Level, RunKey, Shape, StaticKey, Timing, Tuner};
 use rayon::prelude::*;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,6 +28,9 @@ const MOST_MAKERS: usize = 8;
 const STRETCH: Duration = Duration::from_millis(8);
 /// Shapes of grid that the copy-only reader is tried with.
 const READER_GRIDS: usize = 2;
+/// Candidates of a step, if nobody asks for more or fewer, and of one that the benchmark shows.
+const CANDIDATES: usize = 8;
+const SHOWN_CANDIDATES: usize = 20;
 /// Memory beside the rows that are read: padding, rounding up to whole patterns.
 const SLACK_BYTES: f64 = 1.02;
 const LEAST_ROOM: u64 = 1 << 30;
@@ -89,6 +93,8 @@ struct Gpu<'a> {
     /// The model alone: what a profile says is what is looked for.
     model: Tuner,
     effort: Effort,
+    /// Steps of the benchmark, and how many candidates they get: what is shown should be the best there is.
+    shown: (HashSet<(StaticKey, RunKey)>, usize),
     pool: Option<Pool>,
     /// In turn, one case each.
     makers: Vec<Receiver<Ready>>,
@@ -102,7 +108,7 @@ impl Device for Gpu<'_> {
         let maker = self.makers.get(self.next % self.makers.len().max(1)).context("a maker")?;
         self.next += 1;
         let (inputs, check) = maker.recv().map_err(|_| anyhow!("the inputs could not be made"))??;
-        let Self { bench, model, effort, pool, floors, .. } = self;
+        let Self { bench, model, effort, shown, pool, floors, .. } = self;
         let bytes = inputs.bytes;
         let step = Step::of(bench, inputs, pool)?;
         let (key, shape) = {
@@ -120,6 +126,10 @@ impl Device for Gpu<'_> {
             kv_lens: &case.kv_lens,
             policy: case.policy,
         };
+        let effort = match shown.0.contains(&(key, run)) {
+            true => Effort { candidates: shown.1.max(effort.candidates), ..*effort },
+            false => *effort,
+        };
         let candidates = pick(&facts, first, effort.candidates)?;
         let floor_us = match floors.entry((StaticKey { gqa_group: 1, ..key }, run)) {
             std::collections::hash_map::Entry::Occupied(known) => *known.get(),
@@ -131,7 +141,7 @@ impl Device for Gpu<'_> {
         };
         let (ready, warm) = (HashMap::new(), Vec::new());
         let mut trial = Trial { bench, step, check, row_blocks: shape.row_blocks, ready, warm };
-        let mut outcome = search(&mut trial, &candidates, effort)?;
+        let mut outcome = search(&mut trial, &candidates, &effort)?;
         outcome.timing = Timing { floor_us, ..outcome.timing };
         Ok((shape, outcome))
     }
@@ -143,11 +153,9 @@ pub fn run(args: &Args) -> Result<()> {
     let device = CudaDevice::open(args.device).context("no CUDA device to tune")?;
     let kernels = Kernels::embedded(&device)?;
     let stream = Stream::new(&device)?;
-    let effort = if args.quick {
-        Effort { candidates: 8, first_samples: 2, last_samples: 12 }
-    } else {
-        Effort { candidates: 8, first_samples: 2, last_samples: 9 }
-    };
+    let candidates = args.candidates.unwrap_or(CANDIDATES).max(1);
+    let last_samples = if args.quick { 12 } else { 9 };
+    let effort = Effort { candidates, first_samples: 2, last_samples };
     let bench = Bench::new(&device, &kernels, &stream, effort.last_samples)?;
     let dir = match &args.dir {
         Some(dir) => dir.clone(),
@@ -166,7 +174,10 @@ pub fn run(args: &Args) -> Result<()> {
     let room = room(&run.todo, u64::from(device.facts().l2_bytes), bench.read_gb_per_s)?;
     let pool = Some(Pool::with_room(&device, room)?);
     let model = Tuner::from_sources(bench.tuner.machine().clone(), Level::Off, []);
-    let gpu = Gpu { bench: &bench, model, effort, pool, makers: Vec::new(), next: 0, floors: HashMap::new() };
+    let places = suites::steps().iter().map(place_of).collect::<Result<HashSet<_>>>()?;
+    let shown = (places, args.candidates.unwrap_or(SHOWN_CANDIDATES));
+    let (makers, floors) = (Vec::new(), HashMap::new());
+    let gpu = Gpu { bench: &bench, model, effort, shown, pool, makers, next: 0, floors };
     let (l2_bytes, read) = (header.machine.l2_bytes, header.machine.read_gb_per_s);
     let todo = run.todo.clone();
     let (profile, file, counts) = thread::scope(|scope| {

@@ -1,10 +1,13 @@
 //! Which steps are measured.
 
+use super::drive::place_of;
 use crate::bench::case::Case;
 use crate::bench::inputs::log_normal_lens;
+use crate::bench::suites;
 use attn_tune::RunKey;
 use cpu_reference::case::Rng;
 use kv_quant::LayoutKind;
+use std::collections::HashSet;
 
 /// Cache bytes of a step beyond which it is left to its shorter neighbours: the table of pages rotates besides.
 const MOST_BYTES: u64 = 12 << 30;
@@ -14,6 +17,15 @@ const RAGGED_SIGMA: f64 = 1.4;
 const BATCHES: [usize; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
 const LENGTHS: [u32; 9] = [512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072];
 
+/// How rows lie in the grid: pages in the native layout, single slots in LightLLM's buffers.
+const LAYOUTS: [(LayoutKind, u32); 2] = [(LayoutKind::Native, 16), (LayoutKind::LightLlm, 1)];
+/// And beside them for the shape that most models have.
+const MORE_LAYOUTS: [(LayoutKind, u32); 2] = [(LayoutKind::Native, 1), (LayoutKind::Hnd, 16)];
+/// That shape: query heads of a kv head, head_dim, group length.
+const MAIN_SHAPE: (u32, u32, u32) = (4, 128, 8);
+/// Its steps come before the others' until none is farther than this from a measured one, in octaves.
+const MAIN_SPACING: f32 = 0.75;
+
 /// What is varied.
 #[derive(Clone, Debug)]
 pub struct Grid {
@@ -22,8 +34,10 @@ pub struct Grid {
     pub gqa_groups: Vec<u32>,
     pub head_dims: Vec<u32>,
     pub group_lens: Vec<u32>,
-    pub page_lens: Vec<u32>,
+    pub layouts: Vec<(LayoutKind, u32)>,
     pub ragged: bool,
+    /// Whether the benchmark's steps come first, and after them the main shape's.
+    pub with_suites: bool,
 }
 
 impl Grid {
@@ -35,8 +49,9 @@ impl Grid {
             gqa_groups: vec![4, 1, 7, 8],
             head_dims: vec![128, 64, 256],
             group_lens: vec![8, 32, 128],
-            page_lens: vec![16, 1],
+            layouts: LAYOUTS.to_vec(),
             ragged: true,
+            with_suites: true,
         }
     }
 
@@ -48,14 +63,56 @@ impl Grid {
             gqa_groups: vec![4],
             head_dims: vec![128],
             group_lens: vec![8],
+            with_suites: false,
             ..Self::full()
         }
     }
 
-    /// The steps in an order that may be broken off anywhere: first one of each shape, then another of each, each as far
-    /// from those before it as the grid has one. What was measured is spread evenly at any time.
+    /// The steps in an order that may be broken off anywhere: those of the benchmark, the main shape's in every layout, then all.
     pub fn steps(&self) -> Vec<Case> {
+        let mut steps = Vec::new();
+        let mut seen = HashSet::new();
+        // Masks that a profile does not tell apart share a step, and are not where two agree.
+        let mut add = |steps: &mut Vec<Case>, more: Vec<Case>| {
+            // What no cache can hold is refused by who measures.
+            steps.extend(
+                more.into_iter().filter(|case| place_of(case).map_or(true, |place| seen.insert(place))),
+            );
+        };
+        if self.with_suites {
+            add(&mut steps, suites::steps().into_iter().filter(|case| self.has(case)).collect());
+            let (gqa_group, head_dim, group_len) = MAIN_SHAPE;
+            let only = |value: u32, of: &[u32]| if of.contains(&value) { vec![value] } else { Vec::new() };
+            let main = Self {
+                gqa_groups: only(gqa_group, &self.gqa_groups),
+                head_dims: only(head_dim, &self.head_dims),
+                group_lens: only(group_len, &self.group_lens),
+                layouts: LAYOUTS.into_iter().chain(MORE_LAYOUTS).collect(),
+                ..self.clone()
+            };
+            let more = main.spread(&steps, MAIN_SPACING);
+            add(&mut steps, more);
+        }
+        let more = self.spread(&steps, 0.0);
+        add(&mut steps, more);
+        steps
+    }
+
+    /// Whether a step of the benchmark is of a shape that was asked for.
+    fn has(&self, case: &Case) -> bool {
+        let full = Self::full();
+        // Shapes outside the grid go with the whole of it alone.
+        let fits = |value: u32, of: &[u32], all: &[u32]| of.contains(&value) || of == all;
+        fits(case.spec.head_dim, &self.head_dims, &full.head_dims)
+            && fits(case.group_len, &self.group_lens, &full.group_lens)
+            && fits(case.spec.gqa_group(), &self.gqa_groups, &full.gqa_groups)
+    }
+
+    /// First a step of each shape, then another of each, each as far from those before it and from the `known` ones as the grid has
+    /// one, and farther than `spacing`. What was measured is spread evenly at any time.
+    fn spread(&self, known: &[Case], spacing: f32) -> Vec<Case> {
         let shapes = self.shapes();
+        let key_of = |case: &Case| place_of(case).ok().map(|(key, _)| key);
         let order = |case: &Case| {
             let mut batches = self.batches_of(case.spec.num_kv_heads, case.spec.head_dim, case.group_len);
             // Each cache goes its own way, so that together they see every size early. Not each head count: the
@@ -65,7 +122,14 @@ impl Grid {
                 + 512 * case.group_len
                 + (case.spec.head_dim << 17);
             Rng::new(u64::from(cache)).shuffle(&mut batches);
-            far_apart(batches, case.spec.num_kv_heads)
+            let key = key_of(case);
+            let known: Vec<RunKey> = known
+                .iter()
+                .filter_map(|case| place_of(case).ok())
+                .filter(|(known, _)| Some(*known) == key)
+                .map(|(_, run)| run)
+                .collect();
+            far_apart(batches, case.spec.num_kv_heads, &known, spacing)
         };
         let orders: Vec<Vec<Vec<u32>>> = shapes.iter().map(order).collect();
         let rounds = orders.iter().map(Vec::len).max().unwrap_or(0);
@@ -84,9 +148,7 @@ impl Grid {
         let mut shapes = Vec::new();
         for &head_dim in &self.head_dims {
             for &group_len in self.group_lens.iter().filter(|group_len| **group_len <= head_dim) {
-                for &page_len in &self.page_lens {
-                    // Single slots are LightLLM's buffers; pages are the native layout.
-                    let layout = if page_len == 1 { LayoutKind::LightLlm } else { LayoutKind::Native };
+                for &(layout, page_len) in &self.layouts {
                     for &gqa_group in &self.gqa_groups {
                         let num_kv_heads = if gqa_group == 7 { 4 } else { 8 };
                         let heads = (gqa_group * num_kv_heads, num_kv_heads, head_dim);
@@ -119,21 +181,27 @@ impl Grid {
     }
 }
 
-/// The batches, each as far as can be from all before it.
-fn far_apart(batches: Vec<Vec<u32>>, num_kv_heads: u32) -> Vec<Vec<u32>> {
+/// The batches, each as far as can be from all before it and from what is known, while that is farther than `spacing`.
+fn far_apart(batches: Vec<Vec<u32>>, num_kv_heads: u32, known: &[RunKey], spacing: f32) -> Vec<Vec<u32>> {
     let runs: Vec<RunKey> =
         batches.iter().map(|kv_lens| RunKey::of(kv_lens.iter().copied(), num_kv_heads)).collect();
-    let mut order: Vec<usize> = (0..runs.len()).take(1).collect();
     // Of each batch, how near it is to those in order.
-    let mut near = vec![f32::INFINITY; runs.len()];
-    while let Some(&last) = order.last() {
-        for (near, run) in near.iter_mut().zip(&runs) {
-            *near = near.min(run.distance(&runs[last]));
+    let near = |run: &RunKey| known.iter().map(|known| run.distance(known)).fold(f32::INFINITY, f32::min);
+    let mut near: Vec<f32> = runs.iter().map(near).collect();
+    let mut order: Vec<usize> = Vec::with_capacity(runs.len());
+    let farthest_of = |near: &[f32]| (0..runs.len()).max_by(|a, b| near[*a].total_cmp(&near[*b]));
+    // Where nothing is known chance says where to begin.
+    let mut next = if known.is_empty() { (0..runs.len()).next() } else { farthest_of(&near) };
+    while let Some(farthest) = next {
+        if near[farthest] < spacing || near[farthest] == f32::NEG_INFINITY {
+            break;
         }
-        near[last] = f32::NEG_INFINITY;
-        let farthest = (0..runs.len()).max_by(|a, b| near[*a].total_cmp(&near[*b]));
-        let Some(farthest) = farthest.filter(|index| near[*index] > f32::NEG_INFINITY) else { break };
         order.push(farthest);
+        for (near, run) in near.iter_mut().zip(&runs) {
+            *near = near.min(run.distance(&runs[farthest]));
+        }
+        near[farthest] = f32::NEG_INFINITY;
+        next = farthest_of(&near);
     }
     let mut batches: Vec<Option<Vec<u32>>> = batches.into_iter().map(Some).collect();
     order.into_iter().filter_map(|index| batches[index].take()).collect()
@@ -146,21 +214,45 @@ mod tests {
     #[test]
     fn the_grid_covers_what_it_names_once() {
         let steps = Grid::full().steps();
-        let mut names: Vec<String> =
-            steps.iter().map(|case| format!("{} {:?}", case.name(), case.kv_lens)).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), steps.len());
+        let places: HashSet<_> = steps.iter().map(|case| place_of(case).unwrap()).collect();
+        assert_eq!(places.len(), steps.len());
         assert!(steps.len() > 5000, "{}", steps.len());
         let most = steps.iter().map(|case| case.kv_lens.iter().map(|&len| u64::from(len)).sum::<u64>());
         assert!(most.max() <= Some(MOST_BYTES / 64));
         assert!((20..200).contains(&Grid::quick().steps().len()));
     }
 
+    #[test]
+    fn the_benchmarks_steps_come_first_and_then_the_main_shape() {
+        let steps = Grid::full().steps();
+        let places: Vec<_> = steps.iter().map(|case| place_of(case).unwrap()).collect();
+        let of_suites: HashSet<_> = suites::steps().iter().map(|case| place_of(case).unwrap()).collect();
+        assert!((120..200).contains(&of_suites.len()), "{}", of_suites.len());
+        let (first, rest) = places.split_at(of_suites.len());
+        assert_eq!(first.iter().copied().collect::<HashSet<_>>(), of_suites);
+        // Every layout of the main shape, until each of its steps has a measured neighbour.
+        let is_main =
+            |case: &&Case| (case.spec.gqa_group(), case.spec.head_dim, case.group_len) == MAIN_SHAPE;
+        let main: Vec<&Case> = steps[first.len()..].iter().take_while(is_main).collect();
+        let layouts: HashSet<_> = main.iter().map(|case| (case.layout.to_string(), case.page_len)).collect();
+        assert!(layouts.len() == 4 && main.len() > 100, "{layouts:?}, {}", main.len());
+        let done = &places[..first.len() + main.len()];
+        for (key, run) in rest {
+            let of_key = done.iter().filter(|(known, _)| known == key);
+            let nearest = of_key.map(|(_, known)| known.distance(run)).fold(f32::INFINITY, f32::min);
+            let is_main = key.to_string().starts_with("d128 k8 v8 f16 gqa4 q1 ");
+            assert!(!is_main || nearest < MAIN_SPACING, "{run}: {nearest}");
+        }
+        // Who asks for one head_dim gets that alone.
+        let of_64 = Grid { head_dims: vec![64], ..Grid::full() }.steps();
+        assert!(of_64.iter().all(|case| case.spec.head_dim == 64));
+        assert!(of_64.len() < steps.len() / 2 && of_64[0].kv_lens == [16_384; 32]);
+    }
+
     /// Broken off after a twelfth, every value of every axis has its share, and what was left has a neighbour.
     #[test]
     fn a_run_that_is_broken_off_is_spread_over_the_grid() {
-        let steps = Grid::full().steps();
+        let steps = Grid { with_suites: false, ..Grid::full() }.steps();
         let (done, left) = steps.split_at(steps.len() / 12);
         type Axis = fn(&Case) -> u32;
         let axes: [(&str, Axis); 7] = [

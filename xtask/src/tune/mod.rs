@@ -41,6 +41,9 @@ pub struct Args {
     /// Stop after this many minutes; what was measured is kept
     #[arg(long, value_name = "MINUTES")]
     minutes: Option<f64>,
+    /// Schedules tried for each step; 20 for the benchmark's steps and 8 for others if not given
+    #[arg(long, value_name = "COUNT")]
+    candidates: Option<usize>,
     /// Head dims, instead of those of the grid
     #[arg(long, value_delimiter = ',')]
     head_dim: Vec<u32>,

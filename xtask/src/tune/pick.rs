@@ -4,7 +4,7 @@ use attn_plan::{DecodeSpec, Error, SplitConfig, SplitPlan, SplitPolicy};
 use attn_tune::{Candidates, Choice, CostModel, Machine, RunKey, Shape, StaticKey};
 
 /// A schedule that the cost model expects to take this many times the least is not tried.
-const HOPELESS: f64 = 1.6;
+const HOPELESS: f64 = 1.8;
 
 /// What a search begins from.
 pub struct Facts<'a> {
@@ -18,7 +18,8 @@ pub struct Facts<'a> {
 }
 
 /// At most `count` schedules that differ in what is launched: the model's choice, the best of each other kind (heads of a
-/// block and whatever else the kernel sees), then what the model likes next.
+/// block and whatever else the kernel sees), those that the model decides from, the best of each number of blocks, shares or tiles of an
+/// item, then what the model likes next.
 ///
 /// # Errors
 /// A split that no plan can follow.
@@ -37,10 +38,20 @@ pub fn pick(facts: &Facts<'_>, first: Choice, count: usize) -> Result<Vec<Choice
         (0..at).all(|before| kind(before) != kind(at)) && kind(at) != Some(kind_of(&split(&first)))
     };
     let hopeful = liked.iter().take_while(|(us, _)| *us <= HOPELESS * least).count();
+    let few: Vec<Choice> = Candidates::few(machine.num_sms, key, shape, &run).collect();
+    let of_few = (0..liked.len()).filter(|at| liked.get(*at).is_some_and(|(_, choice)| few.contains(choice)));
     let favourites = (0..hopeful).filter(|at| of_its_kind(&liked, *at));
+    let size_of = |at: usize| {
+        liked.get(at).map(|(_, choice)| {
+            let Choice { num_blocks, heads_per_block, num_shares, item_tiles, .. } = *choice;
+            (num_blocks, heads_per_block, num_shares, item_tiles)
+        })
+    };
+    let of_its_size = (0..hopeful).filter(|at| (0..*at).all(|before| size_of(before) != size_of(*at)));
     let rest = 0..hopeful;
     let mut picked = vec![(first, SplitPlan::new(spec, kv_lens, &split(&first))?)];
-    for (_, choice) in favourites.chain(rest).filter_map(|at| liked.get(at)) {
+    for (_, choice) in favourites.chain(of_few).chain(of_its_size).chain(rest).filter_map(|at| liked.get(at))
+    {
         if picked.len() >= count.max(1) {
             break;
         }
@@ -104,12 +115,25 @@ mod tests {
             let picked = pick(&facts, first, 7).unwrap();
             assert_eq!(picked[0], first);
             assert!(picked.len() <= 7);
+            // With room enough, whatever the model may choose is tried.
+            let all = pick(&facts, first, 1000).unwrap();
+            let run = RunKey::of_step(&spec, &kv_lens);
+            let plan = |choice: &Choice| {
+                let split = choice.split(SplitPolicy::Throughput, 8, 1);
+                (kind_of(&split), SplitPlan::new(&spec, &kv_lens, &split).unwrap())
+            };
+            let tried: Vec<_> = all.iter().map(plan).collect();
+            for choice in Candidates::few(machine.num_sms, &key, &shape, &run) {
+                let (kind, of_few) = plan(&choice);
+                assert!(
+                    tried.iter().any(|(known, plan)| *known == kind && is_same(plan, &of_few)),
+                    "{choice}"
+                );
+            }
             let mut heads: Vec<u32> = picked.iter().map(|choice| choice.heads_per_block).collect();
             heads.sort_unstable();
             heads.dedup();
-            // For a single tile four heads cost more than all the rest: hopeless.
-            let hopeful: &[u32] = if kv_lens == [64] { &[1, 2] } else { &[1, 2, 4] };
-            assert_eq!(heads, hopeful, "{kv_lens:?}");
+            assert_eq!(heads, [1, 2, 4], "{kv_lens:?}");
             let split = |choice: &Choice| choice.split(SplitPolicy::Throughput, 8, 1);
             for (at, a) in picked.iter().enumerate() {
                 for b in &picked[..at] {

@@ -56,6 +56,8 @@ enum Fault {
     Large,
     /// An element is not a number.
     NotANumber,
+    /// Of the first request, the last query token's values are a little large.
+    LastToken,
 }
 
 /// The CPU backend as an executor, with a fault under some choices.
@@ -68,7 +70,13 @@ struct Executor {
 
 impl Executor {
     fn new(kv_lens: &[u32], faults: &[(u32, Fault)]) -> Self {
-        let case = Case { kv_lens: kv_lens.to_vec(), ..Case::new((8, 2, 64), 1, 64, LayoutKind::Native, 16) };
+        Self::of_tokens(1, kv_lens, faults)
+    }
+
+    fn of_tokens(q_len: u32, kv_lens: &[u32], faults: &[(u32, Fault)]) -> Self {
+        let mut case =
+            Case { kv_lens: kv_lens.to_vec(), ..Case::new((8, 2, 64), 1, 64, LayoutKind::Native, 16) };
+        case.spec.q_len = q_len;
         let inputs = Inputs::new(&case, &Patterns::default(), 0, 3000.0).unwrap();
         let check = Check::new(&inputs).unwrap();
         Self { inputs, check, faults: faults.to_vec(), timed: Vec::new() }
@@ -112,6 +120,10 @@ impl Executor {
             }
             Some(Fault::Large) => out.iter_mut().for_each(|x| *x *= 1.0038),
             Some(Fault::NotANumber) => out[7] = f32::NAN,
+            Some(Fault::LastToken) => {
+                let end = case.spec.q_elements(1);
+                out[end - end / case.spec.q_len as usize..end].iter_mut().for_each(|x| *x *= 1.01);
+            }
             Some(Fault::Short) | None => {}
         }
         (out, Arithmetic::host(&case.spec, &plan))
@@ -172,10 +184,29 @@ fn a_wrong_choice_of_the_model_is_reported_too() {
 #[test]
 fn right_candidates_pass_at_every_length() {
     for kv_lens in [vec![1], vec![64], vec![5000], vec![1, 2, 3000], vec![129; 7]] {
-        let mut executor = Executor::new(&kv_lens, &[]);
-        let choices: Vec<Choice> = [1, 3, 8, 64].map(choice).to_vec();
-        assert!(executor.faults(&choices).unwrap().iter().all(Option::is_none), "{kv_lens:?}");
+        for q_len in [1, 3] {
+            let mut executor = Executor::of_tokens(q_len, &kv_lens, &[]);
+            let choices: Vec<Choice> = [1, 3, 8, 64].map(choice).to_vec();
+            let faults = executor.faults(&choices).unwrap();
+            assert!(faults.iter().all(Option::is_none), "{q_len} x {kv_lens:?}: {faults:?}");
+        }
     }
+}
+
+#[test]
+fn every_query_token_of_a_step_is_judged() {
+    let mut executor = Executor::of_tokens(3, &[300, 70, 129], &[(2, Fault::Large)]);
+    assert_eq!(
+        executor.faults(&[choice(8), choice(2)]).unwrap().iter().filter(|fault| fault.is_some()).count(),
+        1
+    );
+    // The last token of the longest request alone.
+    let mut executor = Executor::of_tokens(3, &[300, 70, 129], &[(2, Fault::LastToken)]);
+    let faults = executor.faults(&[choice(8), choice(2)]).unwrap();
+    assert!(
+        faults[0].is_none() && faults[1].as_ref().is_some_and(|fault| fault.contains("request 0")),
+        "{faults:?}"
+    );
 }
 
 /// A device that takes what it is given, and stops the process in the middle of a step.

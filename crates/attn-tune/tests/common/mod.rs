@@ -1,7 +1,7 @@
 //! One profile of a made-up GPU.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
-use attn_plan::SplitConfig;
+use attn_plan::{SplitConfig, SplitPolicy};
 use attn_tune::{Level, Machine, Shape, Source, StaticKey, Tuner};
 
 pub const PROFILE: &str = include_str!("../data/a-gpu.toml");
@@ -43,5 +43,10 @@ pub fn key(name: &str) -> StaticKey {
 
 /// A split without the numbers that only deal items out to workers: what is left, fields to come included, changes bits.
 pub fn what_changes_bits(split: &SplitConfig) -> SplitConfig {
-    SplitConfig { num_workers: 1, item_overhead: 0, min_split_tiles: 1, ..*split }
+    let item_tiles = match split.policy {
+        SplitPolicy::Throughput => split.item_tiles,
+        // Whether each item has a worker of its own; which items there are, the policy says.
+        SplitPolicy::BatchInvariant { .. } => 0,
+    };
+    SplitConfig { num_workers: 1, item_overhead: 0, min_split_tiles: 1, item_tiles, ..*split }
 }

@@ -4,7 +4,6 @@
 mod measure;
 mod pool;
 mod step;
-mod suites;
 
 pub use measure::Bench;
 pub use pool::Pool;
@@ -14,6 +13,7 @@ use super::GpuArgs;
 use super::case::Case;
 pub use super::record::quantiles;
 use super::record::{Record, Row, peers};
+use super::suites;
 use anyhow::{Context, Result, ensure};
 use attn_kernels::device::{CudaDevice, Kernels, Stream};
 use attn_plan::SplitConfig;

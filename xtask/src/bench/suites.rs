@@ -49,6 +49,14 @@ pub fn named(names: &[String]) -> Result<Vec<(&'static str, Vec<Case>)>> {
     Ok(SUITES.iter().filter(|(name, _)| wanted(name)).map(|(name, cases)| (*name, cases())).collect())
 }
 
+/// Every decode step of the suites: what is tuned before anything else, so that the benchmark shows what was measured.
+pub fn steps() -> Vec<Case> {
+    let suites = SUITES.iter().filter(|(name, _)| *name != "smoke");
+    let mut steps: Vec<Case> = suites.flat_map(|(_, cases)| cases()).collect();
+    steps.retain(|case| case.append_tokens.is_none());
+    steps
+}
+
 fn smoke() -> Vec<Case> {
     let checked = |case: Case| Case { is_checked: true, ..case };
     vec![
