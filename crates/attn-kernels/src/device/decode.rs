@@ -28,9 +28,6 @@ const MOST_EVENED_SHARES: u32 = 2;
 /// Waves of wide blocks up to which equal items are for them: more are short ones, of which narrower blocks get more under way.
 const WIDE_WAVES: u64 = 3;
 
-/// Parts of a device's room for stage 1; so many of them in use, and it counts as full.
-const ROOM_PARTS: u64 = 50;
-
 /// Shared memory of a block, behind the variant's own, in which the shares of a request meet: `Inbox` in
 /// `cuda/decode/inbox.cuh`.
 fn inbox_bytes(instance: &Instance, spec: &DecodeSpec, num_shares: u32, heads_per_block: u32) -> u32 {
@@ -121,13 +118,6 @@ struct Wide {
     kernel: Kernel,
     instance: &'static Instance,
     blocks_per_sm: u32,
-}
-
-impl Wide {
-    /// Whether it takes the items of plans too: `kTakesItems` in `cuda/decode/shares.cuh`.
-    fn takes_items(&self) -> bool {
-        self.instance.takes_items()
-    }
 }
 
 impl Kernels {
@@ -281,7 +271,7 @@ impl Decoder {
     }
 
     fn wide_kernel(&self, plan: &PlanArgs) -> Option<&Wide> {
-        let serves = |wide: &&Wide| plan.num_shares > 0 || plan.wide && wide.takes_items();
+        let serves = |wide: &&Wide| plan.num_shares > 0 || plan.wide && wide.instance.takes_items();
         self.wide.as_ref().filter(|_| plan.heads_per_block == 1).filter(serves)
     }
 
@@ -295,12 +285,11 @@ impl Decoder {
     /// are, for the bits of a request must not depend on the others; equal items with a worker each are as long as they are few.
     #[must_use]
     pub fn takes_wide_blocks(&self, split: &SplitConfig, num_workers: u32, num_kv_heads: u32) -> bool {
-        let Some(wide) = self.wide.as_ref().filter(|wide| wide.takes_items()) else { return false };
+        let Some(wide) = self.wide.as_ref().filter(|wide| wide.instance.takes_items()) else { return false };
         match split.policy {
             SplitPolicy::BatchInvariant { .. } => true,
             SplitPolicy::Throughput => {
-                let blocks =
-                    u64::from(num_workers) * u64::from(num_kv_heads) * u64::from(self.row_blocks);
+                let blocks = u64::from(num_workers) * u64::from(num_kv_heads) * u64::from(self.row_blocks);
                 split.num_shares == 0
                     && split.item_tiles > 0
                     && split.heads_per_block == 1
@@ -309,21 +298,29 @@ impl Decoder {
         }
     }
 
-    /// How plans of this config are dealt here: under fixed cuts to as many workers as the device holds wide blocks of at once, where it has them.
-    /// They go from one piece of a request to the next without a pause, so no item has a worker of its own.
+    /// How plans of this config are dealt here. Fixed cuts: to as many workers as the device holds wide blocks of at once, where it has them;
+    /// those go from one piece of a request to the next without a pause, so no item has a worker of its own. Else: to fewer workers where these
+    /// would just fill the device.
     #[must_use]
     pub fn deal(&self, split: SplitConfig, num_kv_heads: u32) -> SplitConfig {
+        let blocks_of = |heads: u32| (num_kv_heads / heads * self.row_blocks).max(1);
         match (&self.wide, split.policy) {
-            (Some(wide), SplitPolicy::BatchInvariant { .. }) if wide.takes_items() => {
-                let blocks_per_worker = (num_kv_heads * self.row_blocks).max(1);
-                let num_workers = (self.room(wide.blocks_per_sm) / u64::from(blocks_per_worker)).max(1);
+            (Some(wide), SplitPolicy::BatchInvariant { .. }) if wide.instance.takes_items() => {
+                let num_workers = self.room(wide.blocks_per_sm) / u64::from(blocks_of(1));
                 SplitConfig {
-                    num_workers: num_workers as u32,
+                    num_workers: u32::try_from(num_workers).unwrap_or(u32::MAX).max(1),
                     heads_per_block: 1,
                     item_overhead: 1,
                     item_tiles: 0,
                     ..split
                 }
+            }
+            (_, SplitPolicy::Throughput) if split.num_shares == 0 && split.item_tiles == 0 => {
+                let blocks_per_worker = blocks_of(self.heads_per_block(split.heads_per_block, num_kv_heads));
+                let room = self.room(self.blocks_per_sm);
+                let num_workers =
+                    residency::workers_to_leave_room(split.num_workers, blocks_per_worker, room);
+                SplitConfig { num_workers, ..split }
             }
             _ => split,
         }
@@ -334,13 +331,11 @@ impl Decoder {
         u64::from(blocks_per_sm) * u64::from(self.stage1.device().facts().num_sms)
     }
 
-    /// Whether a launch of narrow blocks needs nearly all room that there is for them: what else sat down among them while those of the launch before
-    /// end would leave gaps in the register file that fit none (`docs/kernel-log.md`, section 22).
+    /// Whether a launch of narrow blocks fills the device ([`residency::fills`]); wide ones were not seen to suffer.
     fn fills_device(&self, shape: &LaunchShape) -> bool {
-        let room = self.room(self.blocks_per_sm);
-        let blocks: u64 = shape.grid.iter().map(|n| u64::from(*n)).product();
-        let threads = shape.block.iter().product::<u32>();
-        threads == STAGE1_THREADS && blocks <= room && blocks * ROOM_PARTS > room * (ROOM_PARTS - 1)
+        let blocks = shape.grid.iter().map(|n| u64::from(*n)).product();
+        let is_narrow = shape.block.iter().product::<u32>() == STAGE1_THREADS;
+        is_narrow && residency::fills(blocks, self.room(self.blocks_per_sm))
     }
 
     /// Blocks of shares, of one head each, that one multiprocessor holds at once, and how many warps of the stage 1 of plans

@@ -94,12 +94,12 @@ impl<'a> Step<'a> {
 
     /// A plan of this split on the device.
     pub fn plan(&self, split: &SplitConfig) -> Result<DevicePlan> {
-        self.plan_for(&self.decoder, &self.case().spec, split)
+        let spec = &self.case().spec;
+        self.plan_for(&self.decoder, spec, &self.decoder.deal(*split, spec.num_kv_heads))
     }
 
     fn plan_for(&self, decoder: &Decoder, spec: &DecodeSpec, split: &SplitConfig) -> Result<DevicePlan> {
         let device = self.bench.device;
-        let split = &decoder.deal(*split, spec.num_kv_heads);
         let plan = SplitPlan::new(spec, &self.case().kv_lens, split)?;
         let workspace = WorkspaceSize::of(spec, &plan)?;
         let flat = |item: &WorkItem| [item.request_idx, item.token_start, item.token_end, item.partial_idx];

@@ -28,7 +28,7 @@ pub(super) struct SpecArrays {
 /// The kernels for a number of query rows of a kv head.
 pub(super) struct Variant {
     num_rows: u32,
-    decoder: Decoder,
+    pub(super) decoder: Decoder,
     pub chooser: Option<Chooser>,
 }
 
