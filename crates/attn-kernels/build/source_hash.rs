@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Hash of every file under `cuda/` and of `instances.toml`, names and contents, in the order of their names.
+/// Hash of every file under `cuda/` that a kernel is made from and of `instances.toml`, names and contents, in the order of their names.
 pub fn source_hash(crate_dir: &Path) -> io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     for file in source_files(crate_dir)? {
@@ -17,13 +17,14 @@ pub fn source_hash(crate_dir: &Path) -> io::Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// The files that the hash covers, sorted. Documentation (`.md`) and hidden files do not count.
+/// The files that the hash covers, sorted. Documentation (`.md`), hidden files and the scripts in `cuda/dev` do not count.
 pub fn source_files(crate_dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let table = crate_dir.join("instances.toml");
     if table.is_file() {
         files.push(table);
     }
+    let scripts = crate_dir.join("cuda/dev");
     let mut folders = vec![crate_dir.join("cuda")];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder)? {
@@ -33,7 +34,9 @@ pub fn source_files(crate_dir: &Path) -> io::Result<Vec<PathBuf>> {
                 continue;
             }
             if path.is_dir() {
-                folders.push(path);
+                if path != scripts {
+                    folders.push(path);
+                }
             } else {
                 files.push(path);
             }

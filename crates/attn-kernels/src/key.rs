@@ -101,6 +101,14 @@ pub struct Instance {
     pub archs: &'static [&'static str],
 }
 
+impl Instance {
+    /// Whether a kernel of eight warps takes the items of plans beside shares: `kTakesItems` in `cuda/decode/shares.cuh`.
+    #[must_use]
+    pub fn takes_items(&self) -> bool {
+        self.key.kind == KernelKind::Shares && self.key.groups == Groups::G8 && self.key.head_dim != 96
+    }
+}
+
 impl fmt::Display for KernelKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let groups = match self.groups {

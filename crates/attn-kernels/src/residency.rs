@@ -35,6 +35,42 @@ pub fn shared_bytes_for(blocks: u32, needed: u32, per_sm_bytes: u32) -> u32 {
     needed.max((too_many.saturating_sub(RESERVED_BYTES) + 1).next_multiple_of(UNIT_BYTES))
 }
 
+/// Parts of a device's room for a kernel's blocks; with all but one of them in use it counts as full.
+const ROOM_PARTS: u64 = 50;
+
+/// Whether a launch needs nearly all of the `room` that there is for its blocks at once. A block of another kernel that sat down among them while
+/// those of the launch before end would leave a gap in the register file that fits none: a slot less for the whole step.
+/// ```
+/// use attn_kernels::residency::fills;
+/// assert!(fills(396, 396) && fills(392, 396));
+/// assert!(!fills(384, 396), "slots enough without the gaps");
+/// assert!(!fills(792, 396), "two waves");
+/// ```
+#[must_use]
+pub fn fills(blocks: u64, room: u64) -> bool {
+    blocks <= room && blocks * ROOM_PARTS > room * (ROOM_PARTS - 1)
+}
+
+/// Of the room for blocks, what a plan's workers should need at most, in percent.
+const ENOUGH_PERCENT: u64 = 97;
+
+/// Workers for a plan that would have `num_workers` of so many blocks each: fewer where these would fill the device.
+/// ```
+/// use attn_kernels::residency::workers_to_leave_room;
+/// assert_eq!(workers_to_leave_room(49, 8, 396), 48);
+/// assert_eq!(workers_to_leave_room(198, 2, 396), 192);
+/// assert_eq!(workers_to_leave_room(33, 8, 396), 33);
+/// ```
+#[must_use]
+pub fn workers_to_leave_room(num_workers: u32, blocks_per_worker: u32, room: u64) -> u32 {
+    let blocks_per_worker = u64::from(blocks_per_worker.max(1));
+    if !fills(u64::from(num_workers) * blocks_per_worker, room) {
+        return num_workers;
+    }
+    let enough = room * ENOUGH_PERCENT / 100 / blocks_per_worker;
+    u32::try_from(enough).map_or(num_workers, |enough| enough.clamp(1, num_workers.max(1)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

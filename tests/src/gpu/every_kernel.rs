@@ -217,6 +217,7 @@ fn reader(instance: &'static Instance) -> Result<(), String> {
                 request_partials,
                 num_workers: plan.worker_starts().len() as u32 - 1,
                 heads_per_block,
+                wide: false,
                 num_shares: 0,
                 has_partials: false,
             },

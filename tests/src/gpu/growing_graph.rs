@@ -197,6 +197,7 @@ impl<'a> Growing<'a> {
                 request_partials: partials.view(),
                 num_workers,
                 num_shares,
+                wide: decoder.takes_wide_blocks(&self.case.config, num_workers, spec.num_kv_heads),
                 heads_per_block: 1,
                 has_partials: true,
             },

@@ -166,6 +166,9 @@ impl GuardedExecutor {
         let decoder = self.kit().kernels.decoder(&cache, request.spec, arithmetic).map_err(failed)?;
         let heads_per_block = self.heads_per_block(&decoder);
         let num_shares = plan.config().map_or(0, |config| decoder.num_shares(config));
+        let wide = plan.config().is_some_and(|config| {
+            decoder.takes_wide_blocks(config, plan.num_busy_workers(), request.spec.num_kv_heads)
+        });
         // The second decode of a cache, and every other one after it.
         let replays = self.num_decodes % 2 == 1;
         self.num_decodes += 1;
@@ -197,6 +200,7 @@ impl GuardedExecutor {
                 request_partials: arena.view(&arrays.request_partials),
                 num_workers: plan.num_busy_workers(),
                 heads_per_block,
+                wide,
                 num_shares,
                 // A graph that is to serve any plan always has stage 2.
                 has_partials: replays || plan.num_partials() > 0,
@@ -217,7 +221,7 @@ impl GuardedExecutor {
             decoder.run(&args, stream).map_err(failed)?;
         }
         if args.batch > 0 {
-            launched(decoder.symbol_for(num_shares, heads_per_block));
+            launched(decoder.symbol_for(&args.plan));
             if args.plan.num_shares > 0 {
                 launched(SHARES);
             } else if args.plan.has_partials {

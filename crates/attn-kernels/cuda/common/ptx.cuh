@@ -101,10 +101,15 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 // Meets the other threads of barrier `idx` (1 to 15), `threads` in all.
 __device__ __forceinline__ void meet(uint32_t idx, uint32_t threads) { asm volatile("bar.sync %0, %1;" ::"r"(idx), "r"(threads) : "memory"); }
 
-// blockIdx.x, blockIdx.z and the number of the cluster along z, read anew at every call.
+// blockIdx.x, threadIdx.x, blockIdx.z and the number of the cluster along z, read anew at every call.
 __device__ __forceinline__ uint32_t block_x() {
     uint32_t x;
     asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
+    return x;
+}
+__device__ __forceinline__ uint32_t thread_x() {
+    uint32_t x;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
     return x;
 }
 __device__ __forceinline__ uint32_t block_z() {
@@ -297,6 +302,11 @@ __device__ __forceinline__ void prefetch_l2(const void* src, uint32_t bytes) {
 
 // The line of one address, the same way; any address of the device may be named, and is only read.
 __device__ __forceinline__ void prefetch_line(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+
+// Reads a word for nothing but to have it near.
+__device__ __forceinline__ void touch(const uint32_t* address) {
+    asm volatile("{ .reg .u32 unused; ld.global.ca.u32 unused, [%0]; }" ::"l"(address));
+}
 
 // 16 bytes that will not be read again.
 __device__ __forceinline__ uint4 load_streaming(const void* src) {

@@ -225,12 +225,18 @@ struct Stage1 {
         bool careful;          // look at scales before they are used
     };
 
+    // A share is one piece: its state is handed over when its tiles are done.
+    struct OnePiece {
+        static constexpr bool kMany = false;
+    };
+
     // Whether a scale left f16's range, which is rare: then all of it once more, carefully.
     // `before_queries` is called before the wait for the kernel before this one, if there is one to wait for. LETS_GO: the next
     // kernel may begin when all tiles of this warp are asked for, and not before: until then it would ask for its own.
-    template <bool LETS_GO = false, class Loader, class Before>
+    // `pieces` takes the state away at the ends of all pieces but the last, through the stage that was left then.
+    template <bool LETS_GO = false, class Loader, class Before, class Pieces = OnePiece>
     static __device__ __forceinline__ bool do_share(const Share& share, Loader& loader, Arith& arith, State& state,
-                                                    Before&& before_queries) {
+                                                    Before&& before_queries, Pieces pieces = {}) {
         const DecodeParams& p = share.p;
         const uint32_t num_tiles = share.num_tiles;
         const int32_t* pages = page_row(p.cache, share.request_idx);
@@ -302,6 +308,13 @@ struct Stage1 {
             arith.accumulate(shape, stage, scores);
             __syncwarp();  // the stage is read
             loader.done(slot);
+            if constexpr (Pieces::kMany) {
+                if (pieces.ends_with(tile)) {
+                    pieces.hand_over(arith, state, offset);
+                    arith.clear();
+                    state.clear();
+                }
+            }
             if (!Loader::kInStep) {
                 if (tile + T::kNumStages < num_tiles) loader.fill(slot, offset, report);
                 loader.commit();

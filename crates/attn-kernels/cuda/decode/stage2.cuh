@@ -1,9 +1,11 @@
 // Stage 2: merges the partials of each request in token order and writes out and lse.
 //
-// Grid: x = blocks of rows (any number of the num_q_heads * q_len rows), y = request.
-// Block: (head_dim / 4, kMergeLanes). A thread owns four channels of a row. Partials y, y + kMergeLanes, ... of a request are folded to state
-// y, and the states are folded in order: the bits of a request depend on its own partials alone. Few partials are one each of
-// a state: then every lane takes a row by itself. Requests without partials were finished by stage 1. May be launched as a
+// Grid: x blocks share out the num_q_heads * q_len rows of a request, y blocks the requests; any number of each. Few enough of them find room
+// while stage 1 ends, and let the kernel after them begin to look for it too; where stage 1 fills the device only once it has ended (docs/kernel-log.md,
+// section 22).
+// Block: (head_dim / 4, kMergeLanes). A thread owns four channels of a row. With few partials a lane takes a row by itself and folds
+// them in order. Else the block takes a row: partials y, y + kMergeLanes, ... are folded to state y, and the states in order. Either way
+// the bits of a request depend on its own partials alone. Requests without partials were finished by stage 1. May be launched as a
 // programmatic dependent of stage 1.
 #pragma once
 #include "result.cuh"
@@ -12,6 +14,7 @@ namespace kv8 {
 
 constexpr int kMergeLanes = 8;
 constexpr int kMergeBatch = 4;  // partials a thread reads at once
+constexpr uint32_t kFewPartials = 16;
 constexpr int kMaxMergeThreads = 256 / 4 * kMergeLanes;
 
 struct MergeState {
@@ -60,38 +63,62 @@ __device__ __forceinline__ void write_merged(const DecodeParams& p, uint32_t req
     if (threadIdx.x == 0 && p.lse != 0) reinterpret_cast<float*>(p.lse)[index] = result.lse;
 }
 
-__device__ __forceinline__ void merge_partials(const DecodeParams& p) {
+// Stage 2 of a request with so many partials that every row takes a block.
+__device__ __forceinline__ void merge_many(const DecodeParams& p, uint32_t request_idx, uint32_t begin, uint32_t end, uint32_t num_rows) {
     __shared__ float4 shared_o[kMergeLanes][64];
     __shared__ float2 shared_ml[kMergeLanes];
-    const uint32_t request_idx = blockIdx.y;
-    ptx::launch_dependents();
-    if (p.ready == kReadyNothing) ptx::wait_for_previous();
-    const uint32_t* starts = reinterpret_cast<const uint32_t*>(p.request_partials);
-    const uint32_t begin = starts[request_idx];
-    const uint32_t last = min(starts[request_idx + 1], p.partial_capacity);
-    const uint32_t end = mutant(14) && last > begin ? last - 1 : last;
-    ptx::wait_for_previous();
-    if (begin >= end) return;
-    const uint32_t num_rows = p.num_q_heads * p.q_len;
-    const bool is_few = end - begin <= kMergeLanes;
-    const uint32_t first = begin + (is_few ? 0 : threadIdx.y);
-    const uint32_t step = is_few ? 1 : kMergeLanes;
-    const uint32_t rows_at_once = is_few ? kMergeLanes : 1;
-    for (uint32_t row = blockIdx.x * rows_at_once + (is_few ? threadIdx.y : 0); row < num_rows; row += gridDim.x * rows_at_once) {
+    for (uint32_t row = blockIdx.x; row < num_rows; row += gridDim.x) {
         MergeState state = no_state();
-        fold_partials(state, p, row, num_rows, first, end, step);
-        if (!is_few) {
-            __syncthreads();
-            shared_o[threadIdx.y][threadIdx.x] = state.o;
-            if (threadIdx.x == 0) shared_ml[threadIdx.y] = make_float2(state.row.m, state.row.l);
-            __syncthreads();
-            if (threadIdx.y != 0) continue;
+        fold_partials(state, p, row, num_rows, begin + threadIdx.y, end, kMergeLanes);
+        __syncthreads();
+        shared_o[threadIdx.y][threadIdx.x] = state.o;
+        if (threadIdx.x == 0) shared_ml[threadIdx.y] = make_float2(state.row.m, state.row.l);
+        __syncthreads();
+        if (threadIdx.y != 0) continue;
 #pragma unroll
-            for (int lane = 1; lane < kMergeLanes; ++lane) {
-                fold(state, MergeState{{shared_ml[lane].x, shared_ml[lane].y}, shared_o[lane][threadIdx.x]});
-            }
+        for (int lane = 1; lane < kMergeLanes; ++lane) {
+            fold(state, MergeState{{shared_ml[lane].x, shared_ml[lane].y}, shared_o[lane][threadIdx.x]});
         }
         write_merged(p, request_idx, row, state);
+    }
+}
+
+__device__ __forceinline__ void merge_partials(const DecodeParams& p) {
+    if (p.fills_device == 0) ptx::launch_dependents();
+    if (p.ready == kReadyNothing) ptx::wait_for_previous();
+    const uint32_t* starts = reinterpret_cast<const uint32_t*>(p.request_partials);
+    const uint32_t num_rows = p.num_q_heads * p.q_len;
+    const uint32_t num_groups = (num_rows + kMergeLanes - 1) / kMergeLanes;  // of rows, a lane each
+    const uint32_t group_blocks = min(num_groups, gridDim.x);                // that share out a request of few partials
+    const uint32_t turn = blockIdx.x / group_blocks;                         // which of these requests fall to this block
+    const uint32_t num_turns = gridDim.x / group_blocks;
+    // The tables are looked at before the wait, if they were ready before stage 1: later they are near.
+    const uint32_t thread = threadIdx.y * blockDim.x + threadIdx.x;
+    for (uint32_t i = blockIdx.y + (thread + 1) * gridDim.y; i < p.batch; i += blockDim.x * blockDim.y * gridDim.y) ptx::touch(starts + i);
+    uint32_t begin = starts[blockIdx.y];
+    uint32_t past = starts[blockIdx.y + 1];
+    ptx::wait_for_previous();
+    if (p.fills_device != 0) ptx::launch_dependents();
+    uint32_t next_turn = 0;
+    for (uint32_t request_idx = blockIdx.y; request_idx < p.batch; request_idx += gridDim.y) {
+        const uint32_t last = min(past, p.partial_capacity);
+        const uint32_t first = begin;
+        const uint32_t end = mutant(14) && last > first ? last - 1 : last;
+        const uint32_t next = min(request_idx + gridDim.y, p.batch - 1);
+        begin = starts[next];
+        past = starts[next + 1];
+        const bool is_mine = next_turn == turn;
+        next_turn = next_turn + 1 == num_turns ? 0 : next_turn + 1;
+        if (first >= end) continue;
+        if (end - first > kFewPartials) {
+            merge_many(p, request_idx, first, end, num_rows);
+        } else if (is_mine) {
+            for (uint32_t row = (blockIdx.x - turn * group_blocks) * kMergeLanes + threadIdx.y; row < num_rows; row += group_blocks * kMergeLanes) {
+                MergeState state = no_state();
+                fold_partials(state, p, row, num_rows, first, end, 1);
+                write_merged(p, request_idx, row, state);
+            }
+        }
     }
 }
 

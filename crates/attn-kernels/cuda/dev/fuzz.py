@@ -46,6 +46,9 @@ class Case:
         self.bad_page = rng.random() < 0.08
         self.heads_per_cta = pick_(1, 1, 2, 4)
         self.shares = pick_(0, 0, 0, 1, 2, 3, 4, 6, 7, 8, 12, 16)
+        self.wide = rng.random() < 0.5
+        self.in_order = rng.random() < 0.5
+        self.fills_device = int(rng.random() < 0.3)
         self.rng = rng
 
     def __str__(self):
@@ -103,7 +106,7 @@ class Case:
         alibi = torch.rand(h, generator=gen, device=DEV) * 0.1 if self.alibi else None
         sinks = torch.randn(h, generator=gen, device=DEV) * 2 if self.sinks else None
         starts = torch.arange(self.batch, device=DEV, dtype=torch.int64) * stride if rng.random() < 0.5 else None
-        plan = (plan_fixed(self.lens, self.q_len, self.window, self.workers, self.fixed) if self.fixed
+        plan = (plan_fixed(self.lens, self.q_len, self.window, self.workers, self.fixed, self.in_order) if self.fixed
                 else plan_stream(self.lens, self.q_len, self.window, self.workers))
         return cache, table, rows, stride, q, alibi, sinks, starts, plan
 
@@ -131,7 +134,7 @@ def run_case(kernels, seed, stats):
         runs = []
         for _ in range(2):
             decode = Decode(kernels, cache, table, case.lens, q, case.out_type, plan, force=symbol, heads_per_cta=case.heads_per_cta,
-                            shares=case.shares, ready=seed % 3, **common)
+                            shares=case.shares, ready=seed % 3, wide=case.wide, fills_device=case.fills_device, **common)
             decode.run()
             runs.append(decode)
         torch.cuda.synchronize()
@@ -240,15 +243,17 @@ def check_invariance(kernels):
         table[r, :count] = torch.arange(at, at + count, device=DEV)
         at += count
     q = torch.randn((5, 1, 16, dim), device=DEV).half()
-    together = Decode(kernels, cache, table, lens, q, "f16", plan_fixed(lens, 1, 0, 13, 256), row_stride=max(pages))
-    together.run()
     ok = True
-    for r in range(5):
-        alone = Decode(kernels, cache, table[r : r + 1].contiguous(), [lens[r]], q[r : r + 1].contiguous(), "f16",
-                       plan_fixed([lens[r]], 1, 0, 3, 256), row_stride=max(pages))
-        alone.run()
-        torch.cuda.synchronize()
-        ok &= torch.equal(alone.out[0], together.out[r])
+    for wide in (False, True):
+        together = Decode(kernels, cache, table, lens, q, "f16", plan_fixed(lens, 1, 0, 13, 256), row_stride=max(pages), wide=wide)
+        together.run()
+        for r in range(5):
+            for workers in (1, 3):
+                alone = Decode(kernels, cache, table[r : r + 1].contiguous(), [lens[r]], q[r : r + 1].contiguous(), "f16",
+                               plan_fixed([lens[r]], 1, 0, workers, 256, workers == 1), row_stride=max(pages), wide=wide)
+                alone.run()
+                torch.cuda.synchronize()
+                ok &= torch.equal(alone.out[0], together.out[r])
     print(f"batch invariance: {ok}")
     return ok
 

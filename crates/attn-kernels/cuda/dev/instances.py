@@ -26,7 +26,7 @@ def shares_bytes(row):
     d, tiles = row["head_dim"], row["row_tiles"]
     query = 0 if row["groups"] == "gw" else d // 16 * tiles * 256
     rows = 8 * tiles
-    return round_up(8 * warp_bytes(row) + 8 * rows * 16 + query + rows * (d // 4) * 8 + 8 * row["stages"] * 8, 16)
+    return round_up(8 * warp_bytes(row) + 8 * rows * 16 + query + rows * (d // 4) * 8 + 8 * row["stages"] * 8 + 32, 16)
 
 
 def warp_bytes(row):

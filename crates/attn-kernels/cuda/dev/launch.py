@@ -194,17 +194,19 @@ def plan_stream(kv_lens, q_len, window, num_workers, tile=64):
     return finish_plan(cuts, items)
 
 
-def plan_fixed(kv_lens, q_len, window, num_workers, split_len):
-    """Batch-invariant: each request is cut at multiples of split_len from token 0; items are dealt in turn."""
+def plan_fixed(kv_lens, q_len, window, num_workers, split_len, in_order=False):
+    """Batch-invariant: each request is cut at multiples of split_len from token 0; items are dealt in turn, or in stretches."""
+    total = sum(max(1, -(-n // split_len) - visible_start(n, q_len, window) // split_len) for n in kv_lens)
+    place = lambda w: w * num_workers // total if in_order else w % num_workers
     items = [[] for _ in range(num_workers)]
     cuts, w = [], 0
     for n in kv_lens:
         start = visible_start(n, q_len, window)
         pieces = []
         for lo in range(start // split_len * split_len, n, split_len):
-            pieces.append((w % num_workers, max(start, lo), min(n, lo + split_len)))
+            pieces.append((place(w), max(start, lo), min(n, lo + split_len)))
             w += 1
-        cuts.append(pieces or [(w % num_workers, n, n)])
+        cuts.append(pieces or [(place(w), n, n)])
     return finish_plan(cuts, items)
 
 
@@ -231,7 +233,8 @@ class Decode:
     """One decode problem on the device, ready to launch."""
 
     def __init__(self, kernels, cache, table, kv_lens, q, out_type, plan, *, starts=None, row_stride=0, window=0, soft_cap=0.0,
-                 softmax_scale=None, alibi=None, sinks=None, force=None, lse=True, partials=None, heads_per_cta=1, ready=2, shares=0):
+                 softmax_scale=None, alibi=None, sinks=None, force=None, lse=True, partials=None, heads_per_cta=1, ready=2, shares=0, wide=False,
+                 fills_device=0):
         self.k, self.cache, self.q, self.shares, self.policy = kernels, cache, q, shares, 0
         self.batch, self.q_len, self.q_heads, self.dim = q.shape
         self.out = torch.full(q.shape, float("nan"), dtype=FLOATS[out_type][1], device=DEV)
@@ -254,8 +257,8 @@ class Decode:
         self.params = cache.pack(ptr(table), ptr(starts), row_stride) + struct.pack(
             "<12Q", ptr(q), ptr(self.out), ptr(self.lse) if lse else 0, ptr(self.lens), ptr(self.items), ptr(self.worker_starts),
             ptr(self.request_partials), ptr(self.partial_o), ptr(self.partial_ml), ptr(alibi), ptr(sinks), ptr(self.error),
-        ) + struct.pack("<7I2f3I", self.batch, self.q_len, self.q_heads, self.q_heads // self.cache.heads, q_type, FLOATS[out_type][0], window,
-                        scale, soft_cap, count, int(ready), shares)
+        ) + struct.pack("<7I2f5I", self.batch, self.q_len, self.q_heads, self.q_heads // self.cache.heads, q_type, FLOATS[out_type][0], window,
+                        scale, soft_cap, count, int(ready), shares, fills_device, 0)
         rows = self.q_heads // cache.heads * self.q_len
         self.symbol = force or pick(kernels, cache, rows)
         row_tiles = kernels.by_symbol[self.symbol]["row_tiles"]
@@ -263,7 +266,8 @@ class Decode:
             heads_per_cta = 1
         self.block = (128 // heads_per_cta, heads_per_cta, 1)
         alone = self.symbol.replace("stage1", "shares")
-        if shares and heads_per_cta == 1 and alone in kernels.by_symbol:
+        takes_items = wide and "_g8_" in alone and self.dim != 96
+        if (shares or takes_items) and heads_per_cta == 1 and alone in kernels.by_symbol:
             self.symbol, self.block = alone, (256, 1, 1)
         self.grid = (cache.heads // heads_per_cta, -(-rows // (8 * row_tiles)), self.num_workers)
         self.more_shared = 0
@@ -273,7 +277,9 @@ class Decode:
             elements = min(rows, 8 * row_tiles) * self.dim // 4
             self.more_shared = 16 + heads_per_cta * shares * -(-elements // shares) * 24
         total_rows = self.q_heads * self.q_len
-        self.grid2 = (min(total_rows, max(1, 132 * 8 // self.batch)), self.batch, 1)
+        wanted = min(max(-(-total_rows // 8) * self.batch, 264), 528)
+        along_rows = min(total_rows, 32)
+        self.grid2 = (along_rows, min(max(wanted // along_rows, 1), self.batch), 1)
 
     def stage1(self, dependent=False):
         self.k.launch(self.symbol, self.grid, self.block, self.params, dependent=dependent, cluster=self.shares,

@@ -38,7 +38,9 @@ struct DecodeParams {
     uint32_t partial_capacity;  // partials that partial_o and partial_ml hold
     uint32_t ready;             // Ready
     uint32_t num_shares;        // 0: by the plan. Else CTAs of a cluster, which take one request and need no plan
+    uint32_t fills_device;      // 1: all that the device holds of stage 1 at once is needed
+    uint32_t reserved;          // 0
 };
-static_assert(sizeof(DecodeParams) == sizeof(PagedCache) + 12 * 8 + 12 * 4);
+static_assert(sizeof(DecodeParams) == sizeof(PagedCache) + 12 * 8 + 14 * 4);
 
 }  // namespace kv8

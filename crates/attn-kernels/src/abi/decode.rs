@@ -72,10 +72,15 @@ pub struct DecodeParams {
     pub ready: u32,
     /// 0: by the plan. Else blocks of a cluster, which share out one request.
     pub num_shares: u32,
+    /// 1: all that the device holds of stage 1 at once is needed, and room that its first blocks leave is kept for others of their kind.
+    pub fills_device: u32,
+    /// 0.
+    pub reserved: u32,
 }
-assert_layout!(DecodeParams, size 184 + 12 * 8 + 12 * 4, align 8, {
+assert_layout!(DecodeParams, size 184 + 12 * 8 + 14 * 4, align 8, {
     cache @ 0, q @ 184, out @ 192, lse @ 200, kv_lens @ 208, items @ 216, worker_starts @ 224,
     request_partials @ 232, partial_o @ 240, partial_ml @ 248, alibi_slopes @ 256, sinks @ 264, error @ 272,
     batch @ 280, q_len @ 284, num_q_heads @ 288, gqa_group @ 292, q_type @ 296, out_type @ 300,
     window @ 304, softmax_scale @ 308, soft_cap @ 312, partial_capacity @ 316, ready @ 320, num_shares @ 324,
+    fills_device @ 328, reserved @ 332,
 });

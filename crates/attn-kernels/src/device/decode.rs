@@ -1,6 +1,6 @@
 //! Decode: stage 1 over the work items of a plan, stage 2 over its partials.
 
-use attn_plan::{DecodeSpec, MAX_SHARES, SplitConfig};
+use attn_plan::{DecodeSpec, MAX_SHARES, SplitConfig, SplitPolicy};
 
 use super::cache::{CacheArgs, array_bytes, need};
 use super::error::DeviceError;
@@ -14,6 +14,8 @@ use crate::residency;
 
 /// Threads along y of a block of stage 2; `kMergeLanes` in `cuda/decode/stage2.cuh`.
 const MERGE_LANES: u32 = 8;
+/// Blocks of stage 2 at most that share out the rows of a request.
+const STAGE2_ROW_BLOCKS: u32 = 32;
 /// Channels of a thread of stage 2.
 const MERGE_CHANNELS: u32 = 4;
 
@@ -22,6 +24,9 @@ const SHARE_TILE: u32 = 64;
 
 /// Shares of a request at most whose blocks are spread evenly.
 const MOST_EVENED_SHARES: u32 = 2;
+
+/// Waves of wide blocks up to which equal items are for them: more are short ones, of which narrower blocks get more under way.
+const WIDE_WAVES: u64 = 3;
 
 /// Shared memory of a block, behind the variant's own, in which the shares of a request meet: `Inbox` in
 /// `cuda/decode/inbox.cuh`.
@@ -84,6 +89,9 @@ pub struct PlanArgs {
     /// kv heads of a block: 1, 2 or 4, dividing the kv heads, at most the variant's `max_heads`. The four warps of a block
     /// are shared out among them.
     pub heads_per_block: u32,
+    /// Whether the items are for blocks of eight warps, where the variant has a kernel of such: [`Decoder::takes_wide_blocks`]. The warps of a
+    /// block change the last bits of a result. One head a block, and no shares, which have blocks of their own.
+    pub wide: bool,
     /// 0: by the items. Else the blocks of a cluster, which share out one request and merge it: the arrays above are not read
     /// then, and lengths may change under a captured graph without a new plan. See [`Decoder::num_shares`].
     pub num_shares: u32,
@@ -101,12 +109,12 @@ pub struct Decoder {
     blocks_per_sm: u32,
     /// 1 where the code has no clusters.
     most_shares: u32,
-    shares: Option<Shares>,
+    wide: Option<Wide>,
 }
 
-/// The kernel that does nothing but shares, of one head a block.
+/// The kernel of eight warps and one head a block: shares, or a plan's items.
 #[derive(Clone, Debug)]
-struct Shares {
+struct Wide {
     kernel: Kernel,
     instance: &'static Instance,
     blocks_per_sm: u32,
@@ -150,14 +158,14 @@ impl Kernels {
             })
         };
         let mut most_shares = 1;
-        let mut shares = None;
+        let mut wide = None;
         if has_clusters {
             most_shares = most_in_cluster(&stage1, instance, STAGE1_THREADS).min(MAX_SHARES);
             if let Some(instance) = key::shares_of(&instance.key) {
                 let kernel = self.get(&instance.key.to_string())?;
                 most_shares = most_shares.min(most_in_cluster(&kernel, instance, SHARES_THREADS));
                 let blocks_per_sm = kernel.blocks_per_sm(SHARES_THREADS, instance.shared_bytes)?;
-                shares = Some(Shares { kernel, instance, blocks_per_sm });
+                wide = Some(Wide { kernel, instance, blocks_per_sm });
             }
         }
         Ok(Decoder {
@@ -167,7 +175,7 @@ impl Kernels {
             row_blocks,
             blocks_per_sm,
             most_shares,
-            shares,
+            wide,
         })
     }
 }
@@ -221,8 +229,9 @@ impl Decoder {
         if args.batch == 0 {
             return Ok(());
         }
-        let params = self.params(args)?;
+        let mut params = self.params(args)?;
         let (stage1, shape) = self.stage1_launch(&params, args);
+        params.fills_device = u32::from(self.fills_device(&shape));
         // SAFETY: `DecodeParams` is the twin of what these kernels take, and every array in it has been checked against
         // the shapes that the kernels derive their accesses from.
         unsafe {
@@ -245,9 +254,9 @@ impl Decoder {
         let PlanArgs { heads_per_block, num_shares, .. } = args.plan;
         let workers =
             if num_shares > 0 { args.batch.saturating_mul(num_shares) } else { args.plan.num_workers };
-        let shares = self.shares_kernel(num_shares, heads_per_block);
-        let (kernel, instance, threads) = match shares {
-            Some(Shares { kernel, instance, .. }) => (kernel, *instance, SHARES_THREADS),
+        let wide = self.wide_kernel(&args.plan);
+        let (kernel, instance, threads) = match wide {
+            Some(Wide { kernel, instance, .. }) => (kernel, *instance, SHARES_THREADS),
             None => (&self.stage1, self.instance, STAGE1_THREADS),
         };
         let needed = instance.shared_bytes + inbox_bytes(instance, args.spec, num_shares, heads_per_block);
@@ -255,28 +264,86 @@ impl Decoder {
         let shape = LaunchShape {
             grid,
             block: [threads / heads_per_block, heads_per_block],
-            shared_bytes: if shares.is_some() { needed } else { self.evened_bytes(grid, num_shares, needed) },
+            shared_bytes: if wide.is_some() { needed } else { self.evened_bytes(grid, num_shares, needed) },
             cluster: num_shares.max(1),
         };
         (kernel, shape)
     }
 
-    fn shares_kernel(&self, num_shares: u32, heads_per_block: u32) -> Option<&Shares> {
-        self.shares.as_ref().filter(|_| num_shares > 0 && heads_per_block == 1)
+    fn wide_kernel(&self, plan: &PlanArgs) -> Option<&Wide> {
+        let serves = |wide: &&Wide| plan.num_shares > 0 || plan.wide && wide.instance.takes_items();
+        self.wide.as_ref().filter(|_| plan.heads_per_block == 1).filter(serves)
     }
 
-    /// The symbol of the kernel that a plan with so many shares and heads a block is run by.
+    /// The symbol of the kernel that a plan is run by.
     #[must_use]
-    pub fn symbol_for(&self, num_shares: u32, heads_per_block: u32) -> &str {
-        self.shares_kernel(num_shares, heads_per_block).map_or(&self.stage1, |shares| &shares.kernel).symbol()
+    pub fn symbol_for(&self, plan: &PlanArgs) -> &str {
+        self.wide_kernel(plan).map_or(&self.stage1, |wide| &wide.kernel).symbol()
+    }
+
+    /// Whether a plan of this config, with so many workers that have items, is for blocks of eight warps ([`PlanArgs::wide`]). Fixed cuts always
+    /// are, for the bits of a request must not depend on the others; equal items with a worker each are as long as they are few.
+    #[must_use]
+    pub fn takes_wide_blocks(&self, split: &SplitConfig, num_workers: u32, num_kv_heads: u32) -> bool {
+        let Some(wide) = self.wide.as_ref().filter(|wide| wide.instance.takes_items()) else { return false };
+        match split.policy {
+            SplitPolicy::BatchInvariant { .. } => true,
+            SplitPolicy::Throughput => {
+                let blocks = u64::from(num_workers) * u64::from(num_kv_heads) * u64::from(self.row_blocks);
+                split.num_shares == 0
+                    && split.item_tiles > 0
+                    && split.heads_per_block == 1
+                    && blocks <= WIDE_WAVES * self.room(wide.blocks_per_sm)
+            }
+        }
+    }
+
+    /// How plans of this config are dealt here. Fixed cuts: to as many workers as the device holds wide blocks of at once, where it has them;
+    /// those go from one piece of a request to the next without a pause, so no item has a worker of its own. Else: to fewer workers where these
+    /// would just fill the device.
+    #[must_use]
+    pub fn deal(&self, split: SplitConfig, num_kv_heads: u32) -> SplitConfig {
+        let blocks_of = |heads: u32| (num_kv_heads / heads * self.row_blocks).max(1);
+        match (&self.wide, split.policy) {
+            (Some(wide), SplitPolicy::BatchInvariant { .. }) if wide.instance.takes_items() => {
+                let num_workers = self.room(wide.blocks_per_sm) / u64::from(blocks_of(1));
+                SplitConfig {
+                    num_workers: u32::try_from(num_workers).unwrap_or(u32::MAX).max(1),
+                    heads_per_block: 1,
+                    item_overhead: 1,
+                    item_tiles: 0,
+                    ..split
+                }
+            }
+            (_, SplitPolicy::Throughput) if split.num_shares == 0 && split.item_tiles == 0 => {
+                let blocks_per_worker = blocks_of(self.heads_per_block(split.heads_per_block, num_kv_heads));
+                let room = self.room(self.blocks_per_sm);
+                let num_workers =
+                    residency::workers_to_leave_room(split.num_workers, blocks_per_worker, room);
+                SplitConfig { num_workers, ..split }
+            }
+            _ => split,
+        }
+    }
+
+    /// Blocks that the device holds at once.
+    fn room(&self, blocks_per_sm: u32) -> u64 {
+        u64::from(blocks_per_sm) * u64::from(self.stage1.device().facts().num_sms)
+    }
+
+    /// Whether a launch of narrow blocks fills the device ([`residency::fills`]); wide ones were not seen to suffer.
+    fn fills_device(&self, shape: &LaunchShape) -> bool {
+        let blocks = shape.grid.iter().map(|n| u64::from(*n)).product();
+        let is_narrow = shape.block.iter().product::<u32>() == STAGE1_THREADS;
+        is_narrow && residency::fills(blocks, self.room(self.blocks_per_sm))
     }
 
     /// Blocks of shares, of one head each, that one multiprocessor holds at once, and how many warps of the stage 1 of plans
     /// each does the work of.
     #[must_use]
     pub fn share_blocks(&self) -> (u32, u32) {
-        match &self.shares {
-            Some(shares) => (shares.blocks_per_sm, SHARES_THREADS / 32),
+        match &self.wide {
+            Some(wide) => (wide.blocks_per_sm, SHARES_THREADS / 32),
             None => (self.blocks_per_sm, STAGE1_THREADS / 32),
         }
     }
@@ -294,12 +361,14 @@ impl Decoder {
         if evened <= self.stage1.facts().max_dynamic_shared_bytes { evened } else { needed }
     }
 
-    /// Grid of stage 2: a block a row, fewer where the batch fills the device anyway.
+    /// Grid of stage 2: as many blocks as there are rows to share out by eights, two to four a multiprocessor, along x first.
     fn stage2_shape(&self, params: &DecodeParams) -> LaunchShape {
         let rows = params.num_q_heads * params.q_len;
-        let enough = self.stage1.device().facts().num_sms * 8;
+        let num_sms = self.stage1.device().facts().num_sms;
+        let wanted = rows.div_ceil(MERGE_LANES).saturating_mul(params.batch).clamp(num_sms * 2, num_sms * 4);
+        let along_rows = rows.min(STAGE2_ROW_BLOCKS);
         LaunchShape {
-            grid: [rows.min(enough.div_ceil(params.batch)).max(1), params.batch, 1],
+            grid: [along_rows, (wanted / along_rows).clamp(1, params.batch), 1],
             block: [params.cache.head_dim / MERGE_CHANNELS, MERGE_LANES],
             shared_bytes: 0,
             cluster: 1,
@@ -388,6 +457,8 @@ impl Decoder {
             partial_capacity: u32::try_from(capacity).unwrap_or(u32::MAX - 1),
             ready: args.ready as u32,
             num_shares: plan.num_shares,
+            fills_device: 0,
+            reserved: 0,
         })
     }
 }

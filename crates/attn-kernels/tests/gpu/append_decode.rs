@@ -164,6 +164,7 @@ fn check(case: &mut Case) {
             request_partials: request_partials.view(),
             num_workers: 7,
             num_shares: 0,
+            wide: false,
             heads_per_block: 1,
             has_partials: plan.num_partials() > 0,
         },

@@ -28,6 +28,7 @@ pub struct DevicePlan {
     pub plan: SplitPlan,
     pub heads_per_block: u32,
     pub num_shares: u32,
+    pub wide: bool,
 }
 
 /// Everything that the launches of one case share.
@@ -93,7 +94,8 @@ impl<'a> Step<'a> {
 
     /// A plan of this split on the device.
     pub fn plan(&self, split: &SplitConfig) -> Result<DevicePlan> {
-        self.plan_for(&self.decoder, &self.case().spec, split)
+        let spec = &self.case().spec;
+        self.plan_for(&self.decoder, spec, &self.decoder.deal(*split, spec.num_kv_heads))
     }
 
     fn plan_for(&self, decoder: &Decoder, spec: &DecodeSpec, split: &SplitConfig) -> Result<DevicePlan> {
@@ -108,6 +110,7 @@ impl<'a> Step<'a> {
             request_partials: device.upload(plan.request_partials())?,
             partial_o: device.alloc(workspace.o_elements * 4)?,
             partial_ml: device.alloc(workspace.ml_elements * 4)?,
+            wide: decoder.takes_wide_blocks(split, plan.num_busy_workers(), spec.num_kv_heads),
             plan,
             heads_per_block: decoder.heads_per_block(split.heads_per_block, spec.num_kv_heads),
             num_shares: decoder.num_shares(split),
@@ -241,6 +244,7 @@ impl<'a> Step<'a> {
                 request_partials: plan.request_partials.view(),
                 num_workers: plan.plan.num_busy_workers(),
                 heads_per_block: plan.heads_per_block,
+                wide: plan.wide,
                 num_shares: plan.num_shares,
                 has_partials: plan.plan.num_partials() > 0
                     && decoder.instance().key.kind == KernelKind::Stage1,

@@ -10,8 +10,10 @@ const TILE_TOKENS: f64 = 16.0;
 /// A reference rises by 7 in base 2 at least, so a weight that was rescaled n times is below 2^(7 - 7 n) of the largest:
 /// more than this many do not matter at any length.
 const RISES: f64 = 4.0;
-/// Warps whose states a block merges.
-const WARPS: f64 = 4.0;
+/// Warps whose states a block merges at most.
+const WARPS: f64 = 8.0;
+/// Partials of a request that stage 2 folds one after the other at most.
+const FEW_PARTIALS: f64 = 16.0;
 /// Lanes of stage 2 that are folded one after the other.
 const MERGE_LANES: f64 = 8.0;
 
@@ -22,8 +24,9 @@ pub(super) fn of(kernels: key::Arithmetic, spec: &DecodeSpec, plan: &SplitPlan) 
         _ => 0,
     });
     let splits = f64::from(splits.max().unwrap_or(0));
-    // Partials are folded by eight lanes, then the lanes; the sink is one more.
-    let merges = WARPS + if splits > 0.0 { (splits / MERGE_LANES).ceil() + MERGE_LANES } else { 0.0 } + 1.0;
+    // Few partials are folded in order, more by eight lanes, then the lanes; the sink is one more.
+    let folds = if splits <= FEW_PARTIALS { splits } else { (splits / MERGE_LANES).ceil() + MERGE_LANES };
+    let merges = WARPS + folds + 1.0;
     let common = Arithmetic {
         // Base 2: the scale and log2 e are one factor, and every later number is in that base.
         logit_roundings: 8.0,

@@ -28,7 +28,7 @@ pub(super) struct SpecArrays {
 /// The kernels for a number of query rows of a kv head.
 pub(super) struct Variant {
     num_rows: u32,
-    decoder: Decoder,
+    pub(super) decoder: Decoder,
     pub chooser: Option<Chooser>,
 }
 
@@ -201,10 +201,11 @@ impl CudaExecutor {
     ) -> Result<(), DeviceError> {
         self.planned = None;
         let decoder = self.decoder(request.spec)?;
-        let (mut heads_per_block, mut num_shares) = (1, 0);
+        let (mut heads_per_block, mut num_shares, mut wide) = (1, 0, false);
         if let (Some(Variant { decoder, .. }), Some(config)) = (self.variants.get(decoder), plan.config()) {
             heads_per_block = decoder.heads_per_block(config.heads_per_block, request.spec.num_kv_heads);
             num_shares = decoder.num_shares(config);
+            wide = decoder.takes_wide_blocks(config, plan.num_busy_workers(), request.spec.num_kv_heads);
         }
         let same = |arrays: &SpecArrays| {
             arrays.spec.alibi_slopes == request.spec.alibi_slopes && arrays.spec.sinks == request.spec.sinks
@@ -249,6 +250,7 @@ impl CudaExecutor {
             request_partials,
             num_workers: plan.num_busy_workers(),
             heads_per_block,
+            wide,
             num_shares,
             has_partials: num_partials > 0,
         };
@@ -401,7 +403,8 @@ impl Executor for CudaExecutor {
         let variant = self.decoder(spec).ok()?;
         let chooser = self.variants.get(variant)?.chooser.as_ref()?;
         let decision = chooser.choose(&RunKey::of_step(spec, kv_lens));
-        Some(decision.choice.split(self.policy, spec.num_kv_heads, chooser.shape().row_blocks))
+        let split = decision.choice.split(self.policy, spec.num_kv_heads, chooser.shape().row_blocks);
+        Some(self.variants.get(variant)?.decoder.deal(split, spec.num_kv_heads))
     }
 
     fn explain_split(&mut self, spec: &DecodeSpec, kv_lens: &[u32]) -> Option<String> {

@@ -17,7 +17,7 @@ use crate::{
 use attn_kernels::abi::{PagedCache, Plane};
 use attn_kernels::key::{self, INSTANCES, Instance, KernelKind, KeyMiss, KeyQuery};
 use attn_kernels::{image, probe};
-use attn_plan::{DecodeSpec, SplitConfig, SplitPlan};
+use attn_plan::{DecodeSpec, SplitConfig, SplitPlan, SplitPolicy};
 use attn_tune::Choice;
 use cpu_reference::Arithmetic;
 use kv_quant::{CacheLayout, PlaneId, Side};
@@ -93,7 +93,12 @@ impl Backend for CudaBackend {
         let spec = &descriptor.spec;
         let (num_blocks, row_blocks) = self.instance(&descriptor.layout, spec).map_or((1, 1), |instance| {
             let row_blocks = (spec.gqa_group() * spec.q_len).div_ceil(instance.key.rows());
-            (num_sms * instance.min_ctas, row_blocks)
+            // Fixed cuts are dealt to blocks of eight warps where there are clusters, and so such a kernel.
+            let wide = key::shares_of(&instance.key).filter(|wide| {
+                let has_clusters = || probe::probe(self.ordinal).is_ok_and(|facts| facts.sm >= 90);
+                wide.takes_items() && descriptor.split != SplitPolicy::Throughput && has_clusters()
+            });
+            (num_sms * wide.unwrap_or(instance).min_ctas, row_blocks)
         });
         let full = Choice::dealt(num_blocks);
         // Plans of a captured graph keep their number of workers.

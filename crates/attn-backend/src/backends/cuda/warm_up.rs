@@ -98,6 +98,10 @@ impl CudaExecutor {
         let chooser = self.variants.get(variant).and_then(|variant| variant.chooser.as_ref());
         let row_blocks = chooser.map_or(1, |chooser| chooser.shape().row_blocks);
         let split = choice.split(self.policy, spec.num_kv_heads, row_blocks);
+        let split = self
+            .variants
+            .get(variant)
+            .map_or(split, |variant| variant.decoder.deal(split, spec.num_kv_heads));
         let plan = SplitPlan::new(spec, request.kv_lens, &split)
             .map_err(|error| DeviceError::Launch { what: error.to_string() })?;
         self.upload_plan(request, &plan)?;
