@@ -15,22 +15,16 @@ const FILLS: [u32; 8] = [8, ONE_FEWER, 4, 2, 3, 1, 5, 16];
 const ONE_FEWER: u32 = 6;
 /// Heads of a block, share of a full device and smallest split of work dealt to workers, as far as they are told apart step by step: a
 /// device that is not full is for short work, for which several heads are slow. Splits of eight tiles were never better.
-const FEW: [(u32, u32, u32); 12] = [
-    (1, 8, 4),
-    (1, 8, 1),
-    (1, ONE_FEWER, 4),
-    (1, ONE_FEWER, 1),
-    (1, 4, 4),
-    (1, 4, 1),
-    (1, 2, 4),
-    (1, 2, 1),
-    (2, 8, 4),
-    (2, ONE_FEWER, 4),
-    (4, 8, 4),
-    (4, ONE_FEWER, 4),
-];
+const FEW_SHORT: [(u32, u32, u32); 8] =
+    [(1, 8, 4), (1, 8, 1), (1, ONE_FEWER, 4), (1, ONE_FEWER, 1), (1, 4, 4), (1, 4, 1), (2, 8, 4), (4, 8, 4)];
+/// The same for long work, whose splits are long anyway.
+const FEW_LONG: [(u32, u32, u32); 6] =
+    [(1, 8, 4), (1, ONE_FEWER, 4), (2, 8, 4), (2, ONE_FEWER, 4), (4, 8, 4), (4, ONE_FEWER, 4)];
 /// Of them, those of one head.
-const NUM_OF_ONE_HEAD: usize = 8;
+const NUM_SHORT_OF_ONE_HEAD: usize = 6;
+const NUM_LONG_OF_ONE_HEAD: usize = 2;
+/// Tiles of a worker of a full device from which on work is long.
+const LONG_WORK: f64 = 24.0;
 /// The smallest splits that are tried, in tiles.
 const LEAST_SPLITS: [u32; 4] = [1, 2, 4, 8];
 
@@ -60,7 +54,8 @@ const MOST_WAVES: u32 = 2;
 pub struct Candidates {
     full: u32,
     one_fewer: u32,
-    /// Workers: those of [`FEW`], or all.
+    /// Heads, fills and splits of workers; empty for all combinations, of `heads_per_block`.
+    dealt: &'static [(u32, u32, u32)],
     num_dealt: usize,
     heads_per_block: Option<&'static [u32]>,
     next: usize,
@@ -107,6 +102,13 @@ impl Candidates {
             && run.num_kv_heads.is_multiple_of(4);
         let full = (num_sms * shape.blocks_per_sm).max(1);
         let has_one_fewer = shape.blocks_per_sm >= 3;
+        let (tiles, _) = tiles_of_a_worker(full, shape, run);
+        let dealt: &[_] = match (tiles >= LONG_WORK, together) {
+            (true, true) => &FEW_LONG,
+            (true, false) => FEW_LONG.split_at(NUM_LONG_OF_ONE_HEAD).0,
+            (false, true) => &FEW_SHORT,
+            (false, false) => FEW_SHORT.split_at(NUM_SHORT_OF_ONE_HEAD).0,
+        };
         Self {
             full,
             one_fewer: if has_one_fewer { full - num_sms } else { full * ONE_FEWER / 8 },
@@ -117,7 +119,8 @@ impl Candidates {
                 }
                 PolicyClass::Throughput => [0; 3],
             },
-            num_dealt: if together { FEW.len() } else { NUM_OF_ONE_HEAD },
+            dealt,
+            num_dealt: dealt.len(),
             heads_per_block: None,
             next: 0,
             shares: shares_of(num_sms, key, shape, run),
@@ -135,7 +138,7 @@ impl Candidates {
             return None;
         }
         self.next += 1;
-        let Some(heads) = self.heads_per_block else { return FEW.get(index).copied() };
+        let Some(heads) = self.heads_per_block else { return self.dealt.get(index).copied() };
         let fill = FILLS.get(index / (heads.len() * LEAST_SPLITS.len()))?;
         let least = LEAST_SPLITS.get(index % LEAST_SPLITS.len())?;
         Some((*heads.get(index / LEAST_SPLITS.len() % heads.len())?, *fill, *least))

@@ -129,7 +129,7 @@ impl Chooser {
 
     fn predict(&self, run: &RunKey, choice: &Choice) -> f64 {
         let Self { key, shape, num_sms, read_gb_per_s, model, .. } = self;
-        model.predict_on(*num_sms, *read_gb_per_s, key, shape, run, choice)
+        model.expect(*num_sms, *read_gb_per_s, key, shape, run).us(choice)
     }
 
     /// The nearest point whose choice the kernel can run, and how far it is.
@@ -173,10 +173,11 @@ impl Chooser {
 
     /// The model's choice and what it expects of it, microseconds.
     fn modelled(&self, run: &RunKey) -> (Choice, f64) {
-        let Self { key, shape, num_sms, .. } = self;
+        let Self { key, shape, num_sms, read_gb_per_s, model, .. } = self;
+        let expect = model.expect(*num_sms, *read_gb_per_s, key, shape, run);
         let mut best: Option<(f64, Choice)> = None;
         for choice in Candidates::few(*num_sms, key, shape, run) {
-            let us = self.predict(run, &choice);
+            let us = expect.us(&choice);
             if best.is_none_or(|(least, _)| us < least) {
                 best = Some((us, choice));
             }

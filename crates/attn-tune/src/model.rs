@@ -21,8 +21,9 @@
 //!
 //! Where every item has a worker of its own, the others go on while one begins, and the device keeps them balanced.
 
-use crate::choice::{Choice, TILE_LEN};
-use crate::{PolicyClass, RunKey, StaticKey};
+use crate::choice::{Choice, HEADS_PER_BLOCK, TILE_LEN};
+use crate::expect::{Expect, Pace, is_uniform};
+use crate::{RunKey, StaticKey};
 use kv_quant::CacheLayout;
 use serde::{Deserialize, Serialize};
 
@@ -111,8 +112,6 @@ impl Shape {
 
 /// Warps of a block, but for shares that have kernels of their own.
 pub const USUAL_WARPS: u32 = 4;
-/// Tokens that a warp takes at a time.
-const STEP_TOKENS: u32 = 16;
 /// Query rows that a warp's product has room for.
 const TILE_ROWS: u32 = 8;
 /// Bytes that the memory gives at a time.
@@ -123,10 +122,6 @@ const USUAL_DIM: f64 = 128.0;
 const USUAL_OUTPUTS: f64 = 512.0;
 /// Share of a full device that clusters fill before some must wait.
 pub(crate) const CLUSTER_ROOM: f64 = 0.85;
-/// Of a request with unequal neighbours, the part of an item that its end makes.
-const LAST_ITEM: f64 = 0.5;
-/// Waves beyond which the last one's gaps do not count.
-const FEW_WAVES: f64 = 4.0;
 
 /// The constants. [`Self::default`] was fitted to measurements; `docs/tuning.md` says to which and how well.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -245,24 +240,6 @@ impl Default for CostModel {
     }
 }
 
-/// How fast a warp goes through its steps, microseconds each.
-struct Pace {
-    alone_us: f64,
-    issue_us: f64,
-}
-
-/// How work is dealt out.
-struct Deal {
-    /// Workers that have any.
-    used: f64,
-    /// Tiles of the one that has most, what its items cost included.
-    load: f64,
-    /// Its items.
-    items: f64,
-    /// Whether no request is cut.
-    is_whole: bool,
-}
-
 impl CostModel {
     /// The constants by name, for who fits them anew (`cargo xtask tune --fit`).
     pub fn constants(&mut self) -> [(&'static str, &mut f64); 35] {
@@ -351,147 +328,38 @@ impl CostModel {
         run: &RunKey,
         choice: &Choice,
     ) -> f64 {
-        self.predict_on(machine.num_sms, machine.read_gb_per_s, key, shape, run, choice)
+        self.expect(machine.num_sms, machine.read_gb_per_s, key, shape, run).us(choice)
     }
 
-    pub(crate) fn predict_on(
-        &self,
+    /// What all choices for a step have in common.
+    pub(crate) fn expect<'a>(
+        &'a self,
         num_sms: u32,
         read_gb_per_s: f64,
-        key: &StaticKey,
-        shape: &Shape,
-        run: &RunKey,
-        choice: &Choice,
-    ) -> f64 {
-        let num_sms = f64::from(num_sms.max(1));
-        let bytes = run.kv_tokens as f64 * f64::from(run.num_kv_heads.max(1)) * f64::from(shape.row_bytes);
-        let bytes_us = bytes / (read_gb_per_s * self.reach(key, run, choice)) / 1e3;
-        // Outputs of a kv head beyond the usual, in 512: what is written, merged and divided at the end.
-        let outputs = f64::from(key.gqa_group * key.q_len * key.head_dim) / USUAL_OUTPUTS - 1.0;
-        if choice.num_shares > 0 && key.policy == PolicyClass::Throughput {
-            let is_wide = shape.share_blocks(choice.heads_per_block).1 > USUAL_WARPS;
-            let pace = self.pace(key, shape, is_wide);
-            return self.predict_shares(num_sms, bytes_us, &pace, outputs, shape, run, choice);
+        key: &'a StaticKey,
+        shape: &'a Shape,
+        run: &'a RunKey,
+    ) -> Expect<'a> {
+        let heads = f64::from(run.num_kv_heads.max(1));
+        let bytes = run.kv_tokens as f64 * heads * f64::from(shape.row_bytes);
+        let reached_us =
+            |heads_per_block| bytes / (read_gb_per_s * self.reach(key, run, heads_per_block)) / 1e3;
+        Expect {
+            model: self,
+            key,
+            shape,
+            run,
+            num_sms: f64::from(num_sms.max(1)),
+            per_sm: 1.0 / f64::from(num_sms.max(1)),
+            tiles: (run.kv_tokens as f64 / f64::from(TILE_LEN)).max(1.0),
+            longest: f64::from(run.longest.div_ceil(TILE_LEN)),
+            is_uniform: is_uniform(run),
+            blocks: heads * f64::from(shape.row_blocks),
+            bytes_us: HEADS_PER_BLOCK.map(reached_us),
+            pace: self.pace(key, shape, false),
+            wide: self.pace(key, shape, true),
+            outputs: f64::from(key.gqa_group * key.q_len * key.head_dim) / USUAL_OUTPUTS - 1.0,
         }
-
-        let pace = self.pace(key, shape, false);
-        let tiles = (run.kv_tokens as f64 / f64::from(TILE_LEN)).max(1.0);
-        let deal = self.deal(key, shape, run, choice);
-        let blocks_per_worker = blocks_per_worker(shape, run, choice);
-        let per_sm = f64::from(shape.blocks_per_sm);
-        let resident = num_sms * per_sm;
-        // Of four warps each takes a quarter of a tile, of each head.
-        let steps_per_tile = f64::from(choice.heads_per_block);
-        let own = own_items(key, run, choice);
-        let num_blocks = own.map_or(deal.used, |(count, _)| count) * blocks_per_worker;
-        let (waves, blocks) = ((num_blocks / resident).max(1.0), num_blocks.min(resident));
-        let mean = tiles / (num_blocks / blocks_per_worker / waves);
-        let most = match own {
-            // The longest come first, so that short ones fill the gaps at the end.
-            Some((_, len)) if !is_uniform(run) => mean.max(len),
-            Some((_, len)) => len * whole_waves(waves),
-            None => {
-                let tiles = (deal.load - deal.items * f64::from(choice.item_overhead)).max(1.0);
-                tiles * whole_waves(waves)
-            }
-        };
-        let imbalance = (most / mean).max(1.0);
-        let is_even = shape.blocks_per_sm >= 3 && num_blocks <= resident - num_sms || num_blocks <= num_sms;
-        let uneven = if is_even || own.is_some() { 0.0 } else { self.uneven * (per_sm - 2.0).max(0.0) };
-        let stream = joined(
-            bytes_us * imbalance.sqrt() * (1.0 + uneven),
-            &pace,
-            most * steps_per_tile,
-            (blocks / num_sms).ceil().max(1.0),
-        );
-
-        let items = if own.is_some() { waves * self.own_item } else { deal.items * waves };
-        let merge = if deal.is_whole {
-            0.0
-        } else {
-            let deepest = 1.0 + deal.used * f64::from(run.longest) / (run.kv_tokens as f64).max(1.0);
-            self.merge_us + self.merge_partial_us * deepest + self.merge_outputs_us * outputs
-        };
-        let together = match choice.heads_per_block {
-            1 => 0.0,
-            2 => self.two_heads_us,
-            _ => self.four_heads_us,
-        };
-        let crowd = self.crowd_us * (blocks / num_sms - 1.0).clamp(0.0, 2.0);
-        let item_us = self.item_us + self.item_outputs_us * outputs;
-        self.launch_us + crowd + stream + items * item_us + merge + together
-    }
-
-    /// How `attn_plan` deals work to workers, from a step's few numbers.
-    fn deal(&self, key: &StaticKey, shape: &Shape, run: &RunKey, choice: &Choice) -> Deal {
-        let (batch, tokens) = (f64::from(run.batch), run.kv_tokens as f64);
-        let tiles = (tokens / f64::from(TILE_LEN)).max(1.0);
-        let workers = f64::from(choice.num_workers(run.num_kv_heads, shape.row_blocks));
-        let overhead = f64::from(choice.item_overhead);
-        if let PolicyClass::BatchInvariant { split_len } = key.policy {
-            let (pieces, len) = pieces(run, split_len);
-            let items = (pieces / workers).ceil();
-            let used = (pieces / items).ceil();
-            return Deal { used, load: items * (len + overhead), items, is_whole: pieces <= batch };
-        }
-        let least = f64::from(choice.min_split_tiles);
-        let longest = f64::from(run.longest.div_ceil(TILE_LEN));
-        let work = tiles + batch * overhead;
-        let load = (work / workers).ceil().max(least.min(tiles));
-        // No request is long enough for two of the smallest splits: each is one worker's.
-        let is_uncut = longest < 2.0 * least;
-        // Nor where the whole requests of a worker are little more than its load.
-        let each = (batch / workers).ceil();
-        let is_dealt = is_uniform(run) && each * (longest + overhead) <= load + 2.0 * overhead;
-        let (load, most) = if is_dealt {
-            (each * (longest + overhead), (batch / each).ceil())
-        } else if is_uncut {
-            (load.max(longest + overhead), batch)
-        } else {
-            (load, workers)
-        };
-        let used = (work / load).ceil().min(most).clamp(1.0, workers).min(tiles.ceil());
-        Deal { used, load, items: batch / used, is_whole: is_uncut || is_dealt || used <= 1.0 }
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "what the caller has worked out for both kinds")]
-    fn predict_shares(
-        &self,
-        num_sms: f64,
-        bytes_us: f64,
-        pace: &Pace,
-        outputs: f64,
-        shape: &Shape,
-        run: &RunKey,
-        choice: &Choice,
-    ) -> f64 {
-        let shares = f64::from(choice.num_shares);
-        let all = f64::from(run.batch) * shares * blocks_per_worker(shape, run, choice);
-        let (blocks_per_sm, warps) = shape.share_blocks(choice.heads_per_block);
-        let room = num_sms * f64::from(blocks_per_sm);
-        // Whole clusters leave gaps, but for pairs.
-        let room = if choice.num_shares > 2 { room * CLUSTER_ROOM } else { room };
-        let (waves, blocks) = ((all / room).max(1.0), all.min(room));
-        // The longest share ends last, and its last step counts whole; so does the last wave.
-        let share_tiles = run.longest.div_ceil(TILE_LEN).div_ceil(choice.num_shares).max(1);
-        let steps = (share_tiles * TILE_LEN).div_ceil(warps * STEP_TOKENS) * choice.heads_per_block;
-        let steps = f64::from(steps) * waves.ceil().min(waves + 1.0);
-        let wide = f64::from(warps) / f64::from(USUAL_WARPS);
-        let is_wide = warps > USUAL_WARPS;
-        let stream = joined(bytes_us, pace, steps, wide * (blocks / num_sms).ceil().max(1.0));
-        let (fixed, for_outputs) = match is_wide {
-            true => (self.shares_us, self.shares_outputs_us),
-            false => (self.cluster_us, self.cluster_outputs_us),
-        };
-        let together = if choice.heads_per_block > 2 { self.four_heads_us } else { 0.0 };
-        let crowd = self.shares_crowd_us * (blocks / num_sms - 0.5).clamp(0.0, 1.5);
-        fixed
-            + for_outputs * outputs
-            + self.share_us * (shares - 1.0)
-            + crowd
-            + stream
-            + self.shares_wave_us * (waves - 1.0)
-            + together
     }
 
     fn pace(&self, key: &StaticKey, shape: &Shape, is_wide: bool) -> Pace {
@@ -510,11 +378,11 @@ impl CostModel {
     }
 
     /// Share of the read bandwidth that rows of this layout reach.
-    fn reach(&self, key: &StaticKey, run: &RunKey, choice: &Choice) -> f64 {
+    fn reach(&self, key: &StaticKey, run: &RunKey, heads_per_block: u32) -> f64 {
         if !key.layout.is_scattered() {
             return self.paged;
         }
-        let reach = match choice.heads_per_block {
+        let reach = match heads_per_block {
             _ if run.num_kv_heads <= 1 => self.scattered_alone,
             1 => self.scattered,
             2 => self.scattered_two,
@@ -523,51 +391,4 @@ impl CostModel {
         // A neighbour's half of a line comes along, and is there no more when its turn comes.
         reach * if key.head_dim < LINE_BYTES { self.thin } else { 1.0 }
     }
-}
-
-/// Items that have workers of their own, and the tiles of the longest; `None` where items are dealt.
-fn own_items(key: &StaticKey, run: &RunKey, choice: &Choice) -> Option<(f64, f64)> {
-    if choice.item_tiles == 0 {
-        return None;
-    }
-    if let PolicyClass::BatchInvariant { split_len } = key.policy {
-        return Some(pieces(run, split_len));
-    }
-    let batch = f64::from(run.batch);
-    let longest = f64::from(run.longest.div_ceil(TILE_LEN));
-    let (tiles, most) = (run.kv_tokens as f64 / f64::from(TILE_LEN), f64::from(choice.item_tiles));
-    let each = (longest / most).ceil().max(1.0);
-    let count = if is_uniform(run) { batch * each } else { (tiles / most + LAST_ITEM * batch).max(batch) };
-    Some((count.max(1.0), (longest / each).ceil().max(1.0)))
-}
-
-/// How many pieces fixed cuts make of a batch, and the tiles of a whole one.
-fn pieces(run: &RunKey, split_len: u32) -> (f64, f64) {
-    let (batch, tokens) = (f64::from(run.batch), run.kv_tokens as f64);
-    let pieces = if is_uniform(run) {
-        batch * f64::from(run.longest.div_ceil(split_len.max(1)))
-    } else {
-        tokens / f64::from(split_len.max(1)) + LAST_ITEM * batch
-    };
-    (pieces.max(batch).max(1.0), f64::from(split_len.min(run.longest).div_ceil(TILE_LEN).max(1)))
-}
-
-/// Of a few waves the last counts whole.
-fn whole_waves(waves: f64) -> f64 {
-    if waves < FEW_WAVES { waves.ceil() } else { waves }
-}
-
-fn blocks_per_worker(shape: &Shape, run: &RunKey, choice: &Choice) -> f64 {
-    let heads = f64::from(run.num_kv_heads.max(1)) / f64::from(choice.heads_per_block.max(1));
-    heads * f64::from(shape.row_blocks)
-}
-
-fn is_uniform(run: &RunKey) -> bool {
-    u64::from(run.longest) * u64::from(run.batch) == run.kv_tokens
-}
-
-/// Bytes over the bandwidth, steps one after the other, and steps of warps that share a scheduler: the root of their squares.
-fn joined(bytes_us: f64, pace: &Pace, steps: f64, warps: f64) -> f64 {
-    let (chain, issue) = (steps * pace.alone_us, steps * warps * pace.issue_us);
-    (bytes_us * bytes_us + chain * chain + issue * issue).sqrt()
 }

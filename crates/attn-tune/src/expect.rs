@@ -1,0 +1,233 @@
+//! What the cost model expects of one step, choice by choice.
+
+use crate::choice::{Choice, HEADS_PER_BLOCK, TILE_LEN};
+use crate::model::{CLUSTER_ROOM, CostModel, USUAL_WARPS};
+use crate::{PolicyClass, RunKey, Shape, StaticKey};
+
+/// Tokens that a warp takes at a time.
+const STEP_TOKENS: u32 = 16;
+/// Waves beyond which the last one's gaps do not count.
+const FEW_WAVES: f64 = 4.0;
+/// Of a request with unequal neighbours, the part of an item that its end makes.
+const LAST_ITEM: f64 = 0.5;
+
+/// How fast a warp goes through its steps, microseconds each.
+pub(crate) struct Pace {
+    pub alone_us: f64,
+    pub issue_us: f64,
+}
+
+/// How work is dealt out.
+struct Deal {
+    /// Workers that have any.
+    used: f64,
+    /// Tiles of the one that has most, what its items cost included.
+    load: f64,
+    /// Its items.
+    items: f64,
+    /// Whether no request is cut.
+    is_whole: bool,
+}
+
+/// A step, and what all choices for it have in common.
+pub(crate) struct Expect<'a> {
+    pub model: &'a CostModel,
+    pub key: &'a StaticKey,
+    pub shape: &'a Shape,
+    pub run: &'a RunKey,
+    pub num_sms: f64,
+    /// Its inverse.
+    pub per_sm: f64,
+    /// Of all requests, and of the longest.
+    pub tiles: f64,
+    pub longest: f64,
+    pub is_uniform: bool,
+    /// That a worker of one head needs.
+    pub blocks: f64,
+    /// Bytes over the bandwidth within reach, for one, two and four heads a block.
+    pub bytes_us: [f64; HEADS_PER_BLOCK.len()],
+    pub pace: Pace,
+    /// In blocks of eight warps.
+    pub wide: Pace,
+    /// Outputs of a kv head beyond the usual, in 512: what is written, merged and divided at the end.
+    pub outputs: f64,
+}
+
+impl Expect<'_> {
+    /// Microseconds with a choice.
+    pub(crate) fn us(&self, choice: &Choice) -> f64 {
+        let at = match choice.heads_per_block {
+            1 => 0,
+            2 => 1,
+            _ => 2,
+        };
+        let bytes_us = self.bytes_us[at];
+        let blocks_per_worker = self.blocks / [1.0, 2.0, 4.0][at];
+        match choice.num_shares {
+            1.. if self.key.policy == PolicyClass::Throughput => {
+                self.shared_out(bytes_us, blocks_per_worker, choice)
+            }
+            _ => self.dealt_out(bytes_us, blocks_per_worker, choice),
+        }
+    }
+
+    fn dealt_out(&self, bytes_us: f64, blocks_per_worker: f64, choice: &Choice) -> f64 {
+        let Self { model, shape, tiles, outputs, .. } = *self;
+        let deal = self.deal(choice);
+        let per_sm = f64::from(shape.blocks_per_sm);
+        let resident = self.num_sms * per_sm;
+        // Of four warps each takes a quarter of a tile, of each head.
+        let steps_per_tile = f64::from(choice.heads_per_block);
+        let own = self.own_items(choice);
+        let count = own.map_or(deal.used, |(count, _)| count);
+        let num_blocks = count * blocks_per_worker;
+        let (waves, blocks) = ((num_blocks / resident).max(1.0), num_blocks.min(resident));
+        let mean = tiles * waves / count;
+        let most = match own {
+            // The longest come first, so that short ones fill the gaps at the end.
+            Some((_, len)) if !self.is_uniform => mean.max(len),
+            Some((_, len)) => len * whole_waves(waves),
+            None => {
+                let tiles = (deal.load - deal.items * f64::from(choice.item_overhead)).max(1.0);
+                tiles * whole_waves(waves)
+            }
+        };
+        let imbalance = (most / mean).max(1.0);
+        let is_even =
+            shape.blocks_per_sm >= 3 && num_blocks <= resident - self.num_sms || num_blocks <= self.num_sms;
+        let uneven = if is_even || own.is_some() { 0.0 } else { model.uneven * (per_sm - 2.0).max(0.0) };
+        let stream = joined(
+            bytes_us * imbalance.sqrt() * (1.0 + uneven),
+            &self.pace,
+            most * steps_per_tile,
+            ceil(blocks * self.per_sm).max(1.0),
+        );
+
+        let items = if own.is_some() { waves * model.own_item } else { deal.items * waves };
+        let merge = if deal.is_whole {
+            0.0
+        } else {
+            let deepest = 1.0 + deal.used * self.longest / tiles;
+            model.merge_us + model.merge_partial_us * deepest + model.merge_outputs_us * outputs
+        };
+        let together = match choice.heads_per_block {
+            1 => 0.0,
+            2 => model.two_heads_us,
+            _ => model.four_heads_us,
+        };
+        let crowd = model.crowd_us * (blocks * self.per_sm - 1.0).clamp(0.0, 2.0);
+        let item_us = model.item_us + model.item_outputs_us * outputs;
+        model.launch_us + crowd + stream + items * item_us + merge + together
+    }
+
+    /// How `attn_plan` deals work to workers, from a step's few numbers.
+    fn deal(&self, choice: &Choice) -> Deal {
+        let Self { run, shape, tiles, longest, .. } = *self;
+        let batch = f64::from(run.batch);
+        let workers = f64::from(choice.num_workers(run.num_kv_heads, shape.row_blocks));
+        let overhead = f64::from(choice.item_overhead);
+        if let PolicyClass::BatchInvariant { split_len } = self.key.policy {
+            let (pieces, len) = pieces(run, split_len);
+            let items = ceil(pieces / workers);
+            let used = ceil(pieces / items);
+            return Deal { used, load: items * (len + overhead), items, is_whole: pieces <= batch };
+        }
+        let least = f64::from(choice.min_split_tiles);
+        let work = tiles + batch * overhead;
+        let load = ceil(work / workers).max(least.min(tiles));
+        // No request is long enough for two of the smallest splits: each is one worker's.
+        let is_uncut = longest < 2.0 * least;
+        // Nor where the whole requests of a worker are little more than its load.
+        let each = ceil(batch / workers);
+        let is_dealt = self.is_uniform && each * (longest + overhead) <= load + 2.0 * overhead;
+        let (load, most) = if is_dealt {
+            (each * (longest + overhead), ceil(batch / each))
+        } else if is_uncut {
+            (load.max(longest + overhead), batch)
+        } else {
+            (load, workers)
+        };
+        let used = ceil(work / load).min(most).clamp(1.0, workers).min(ceil(tiles));
+        Deal { used, load, items: batch / used, is_whole: is_uncut || is_dealt || used <= 1.0 }
+    }
+
+    /// Items that have workers of their own, and the tiles of the longest; `None` where items are dealt.
+    fn own_items(&self, choice: &Choice) -> Option<(f64, f64)> {
+        let Self { run, tiles, longest, .. } = *self;
+        if choice.item_tiles == 0 {
+            return None;
+        }
+        if let PolicyClass::BatchInvariant { split_len } = self.key.policy {
+            return Some(pieces(run, split_len));
+        }
+        let (batch, most) = (f64::from(run.batch), f64::from(choice.item_tiles));
+        let each = ceil(longest / most).max(1.0);
+        let count =
+            if self.is_uniform { batch * each } else { (tiles / most + LAST_ITEM * batch).max(batch) };
+        Some((count.max(1.0), ceil(longest / each).max(1.0)))
+    }
+
+    fn shared_out(&self, bytes_us: f64, blocks_per_worker: f64, choice: &Choice) -> f64 {
+        let Self { model, shape, run, outputs, .. } = *self;
+        let shares = f64::from(choice.num_shares);
+        let all = f64::from(run.batch) * shares * blocks_per_worker;
+        let (blocks_per_sm, warps) = shape.share_blocks(choice.heads_per_block);
+        let is_wide = warps > USUAL_WARPS;
+        let room = self.num_sms * f64::from(blocks_per_sm);
+        // Whole clusters leave gaps, but for pairs.
+        let room = if choice.num_shares > 2 { room * CLUSTER_ROOM } else { room };
+        let (waves, blocks) = ((all / room).max(1.0), all.min(room));
+        // The longest share ends last, and its last step counts whole; so does the last wave.
+        let share_tiles = run.longest.div_ceil(TILE_LEN).div_ceil(choice.num_shares).max(1);
+        let steps = (share_tiles * TILE_LEN).div_ceil(warps * STEP_TOKENS) * choice.heads_per_block;
+        let steps = f64::from(steps) * ceil(waves).min(waves + 1.0);
+        let wide = f64::from(warps / USUAL_WARPS);
+        let pace = if is_wide { &self.wide } else { &self.pace };
+        let stream = joined(bytes_us, pace, steps, wide * ceil(blocks * self.per_sm).max(1.0));
+        let (fixed, for_outputs) = match is_wide {
+            true => (model.shares_us, model.shares_outputs_us),
+            false => (model.cluster_us, model.cluster_outputs_us),
+        };
+        let together = if choice.heads_per_block > 2 { model.four_heads_us } else { 0.0 };
+        let crowd = model.shares_crowd_us * (blocks * self.per_sm - 0.5).clamp(0.0, 1.5);
+        fixed
+            + for_outputs * outputs
+            + model.share_us * (shares - 1.0)
+            + crowd
+            + stream
+            + model.shares_wave_us * (waves - 1.0)
+            + together
+    }
+}
+
+/// How many pieces fixed cuts make of a batch, and the tiles of a whole one.
+fn pieces(run: &RunKey, split_len: u32) -> (f64, f64) {
+    let (batch, tokens) = (f64::from(run.batch), run.kv_tokens as f64);
+    let pieces = if is_uniform(run) {
+        batch * f64::from(run.longest.div_ceil(split_len.max(1)))
+    } else {
+        tokens / f64::from(split_len.max(1)) + LAST_ITEM * batch
+    };
+    (pieces.max(batch).max(1.0), f64::from(split_len.min(run.longest).div_ceil(TILE_LEN).max(1)))
+}
+
+/// Of a few waves the last counts whole.
+fn whole_waves(waves: f64) -> f64 {
+    if waves < FEW_WAVES { ceil(waves) } else { waves }
+}
+
+/// [`f64::ceil`] of what is not negative, without the call that processors without SSE 4.1 need.
+fn ceil(x: f64) -> f64 {
+    let whole = (x as u64) as f64;
+    if whole < x { whole + 1.0 } else { whole }
+}
+
+pub(crate) fn is_uniform(run: &RunKey) -> bool {
+    u64::from(run.longest) * u64::from(run.batch) == run.kv_tokens
+}
+
+/// Bytes over the bandwidth, steps one after the other, and steps of warps that share a scheduler: the root of their squares.
+fn joined(bytes_us: f64, pace: &Pace, steps: f64, warps: f64) -> f64 {
+    let (chain, issue) = (steps * pace.alone_us, steps * warps * pace.issue_us);
+    (bytes_us * bytes_us + chain * chain + issue * issue).sqrt()
+}
