@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+mod ggml;
 mod memory;
 mod plot;
 
@@ -43,6 +44,9 @@ pub struct CpuArgs {
     /// Timed steps of each case
     #[arg(long, default_value_t = 200)]
     samples: usize,
+    /// ggml's program (`benches/peers/ggml.c`), to run just before each case; figures of another machine if not given
+    #[arg(long, value_name = "PROGRAM")]
+    ggml: Option<PathBuf>,
     /// Threads
     #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, |n| n.get()))]
     threads: usize,
@@ -55,8 +59,8 @@ struct Case {
     gqa_group: u32,
     head_dim: u32,
     kv_len: u32,
-    /// ggml's flash attention (August 2026), one query token, two cores of an AMD EPYC with AVX2 that read 23 to 28
-    /// GB/s: microseconds with a q8_0 and an f16 cache.
+    /// ggml's flash attention, one query token, on the machine that [`ggml::TABLE`] names: microseconds with a q8_0 and an f16
+    /// cache.
     ggml: [f64; 2],
 }
 
@@ -120,6 +124,8 @@ struct Record {
     threads: usize,
     huge_pages: bool,
     commit: String,
+    /// Whose figures `ratio_to` is of.
+    ggml: String,
     read_gb_per_s: f64,
     /// f32 input that one thread quantizes and stores, group 32.
     append_gb_per_s: f64,
@@ -139,6 +145,7 @@ struct Row {
     gb_per_s: f64,
     share_of_read: f64,
     relative_error: f64,
+    ggml_microseconds: [f64; 2],
     ratio_to: BTreeMap<&'static str, f64>,
 }
 
@@ -169,16 +176,28 @@ pub fn run(args: &CpuArgs) -> anyhow::Result<()> {
         threads: args.threads,
         huge_pages: args.huge_pages,
         commit: crate::workspace::commit(),
+        ggml: ggml::TABLE.to_owned(),
         read_gb_per_s: read()?,
         append_gb_per_s: one.install(|| append_rate(isa))?,
         rows: Vec::new(),
     };
     for case in &CASES {
+        let mut peer = case.ggml;
+        if let Some(program) = &args.ggml {
+            let figures = ggml::run(program, case, args.threads, args.samples)?;
+            (record.ggml, peer) = (format!("{}, just before each case", figures.version), figures.microseconds);
+        }
         for &group_len in &args.group_len {
             if case.head_dim.is_multiple_of(group_len) {
                 let problem = Problem::new(case, group_len, args.huge_pages)?;
                 let row = problem.measure(case, (isa, dot), args.samples, [&all, &one])?;
-                record.rows.push(Row { share_of_read: row.gb_per_s / record.read_gb_per_s, ..row });
+                let names = ggml::CACHES.map(|(name, _)| name);
+                record.rows.push(Row {
+                    share_of_read: row.gb_per_s / record.read_gb_per_s,
+                    ggml_microseconds: peer,
+                    ratio_to: names.into_iter().zip(peer.map(|us| us / row.microseconds)).collect(),
+                    ..row
+                });
             }
         }
     }
@@ -297,7 +316,8 @@ impl Problem {
             gb_per_s,
             share_of_read: 0.0,
             relative_error: error / norm(&mut want.iter().copied()),
-            ratio_to: ["ggml_q8_0", "ggml_f16"].into_iter().zip(case.ggml.map(|us| us / median)).collect(),
+            ggml_microseconds: [0.0; 2],
+            ratio_to: BTreeMap::new(),
         })
     }
 }
@@ -333,6 +353,7 @@ fn print(record: &Record) {
         "{cpu}, {isa}, q.k in {dot}, {threads} threads, {pages}; read bandwidth {read_gb_per_s:.1} GB/s"
     );
     println!("append: {append_gb_per_s:.1} GB/s of f32 input on one thread");
+    println!("ggml: {}", record.ggml);
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
     table.set_header([
