@@ -22,7 +22,8 @@ pub fn run(program: &Path, case: &Case, threads: usize, samples: usize) -> anyho
     let Case { num_kv_heads, gqa_group, head_dim, kv_len, .. } = *case;
     let shape = [num_kv_heads, gqa_group, head_dim, kv_len].map(|n| n.to_string());
     let options = ["--threads".to_owned(), threads.to_string(), "--samples".to_owned(), samples.to_string()];
-    let output = Command::new(program).args(options).args(&shape).output();
+    // Its threads stay on a core each, as ours do, where it was built with OpenMP.
+    let output = Command::new(program).env("OMP_PROC_BIND", "true").args(options).args(&shape).output();
     let output = output.with_context(|| program.display().to_string())?;
     let said = String::from_utf8_lossy(&output.stdout);
     let error = String::from_utf8_lossy(&output.stderr);
