@@ -190,7 +190,8 @@ pub fn run(args: &CpuArgs) -> anyhow::Result<()> {
         let mut peer = case.ggml;
         if let Some(program) = &args.ggml {
             let figures = ggml::run(program, case, args.threads, args.samples as usize)?;
-            (record.ggml, peer) = (format!("{}, just before each case", figures.version), figures.microseconds);
+            (record.ggml, peer) =
+                (format!("{}, just before each case", figures.version), figures.microseconds);
         }
         for &group_len in &args.group_len {
             if case.head_dim.is_multiple_of(group_len) {
