@@ -54,9 +54,9 @@ pub struct CpuArgs {
 }
 
 /// Turns of a case in which one thread and then all are timed.
-const TURNS: usize = 10;
-/// Steps before each of them that are not timed.
-const WARM_STEPS: usize = 5;
+const TURNS: usize = 4;
+/// Steps before each of them that are not timed: a core that slept takes some milliseconds to be as fast as the other.
+const WARM_STEPS: usize = 50;
 
 /// A head shape and a length: one request, one new token.
 struct Case {
@@ -90,6 +90,8 @@ struct Summary<'a> {
     isa: &'a str,
     threads: usize,
     read_gb_per_s: f64,
+    /// Whose figures `ratio_to` is of.
+    ggml: &'a str,
     rows: Vec<SummaryRow<'a>>,
 }
 
@@ -114,9 +116,9 @@ impl<'a> Summary<'a> {
             share_of_read: row.share_of_read,
             ratio_to: &row.ratio_to,
         };
-        let Record { cpu, isa, threads, read_gb_per_s, .. } = record;
+        let Record { cpu, isa, threads, read_gb_per_s, ggml, .. } = record;
         let rows = record.rows.iter().map(row).collect();
-        Self { cpu, isa, threads: *threads, read_gb_per_s: *read_gb_per_s, rows }
+        Self { cpu, isa, threads: *threads, read_gb_per_s: *read_gb_per_s, ggml, rows }
     }
 }
 
