@@ -60,7 +60,7 @@ fn several_tiles_items_and_heads() {
     for &layout in if cfg!(miri) { &layouts[..1] } else { &layouts[..] } {
         let page_len = if layout == LayoutKind::LightLlm { 1 } else { 16 };
         let config = CaseConfig { layout, page_len, kv_lens: vec![70, 0, 2], ..CaseConfig::default() };
-        let (head_dim, group_len) = if cfg!(miri) { (8, 8) } else { (config.head_dim, config.k_group_len) };
+        let (head_dim, group_len) = if cfg!(miri) { (16, 8) } else { (config.head_dim, config.k_group_len) };
         let config = CaseConfig { head_dim, k_group_len: group_len, v_group_len: group_len, ..config };
         run(&CaseConfig { num_kv_heads: 2, gqa_group: 2, ..config });
     }
