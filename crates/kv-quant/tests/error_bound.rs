@@ -132,7 +132,7 @@ fn the_worked_example_of_the_documentation() {
     // docs/int8-format.md, section 1.
     let mut codes = [0i8; 4];
     let scale = quantize_group(&[1.0, -0.5, 0.25, 0.003], ScaleType::F16, &mut codes).unwrap();
-    assert_eq!((scale.bits, scale.value), (0x2009, 1033.0 * 2f32.powi(-17)));
+    assert_eq!((scale.bits, scale.value), (0x2009, 1033.0 / 131_072.0));
     assert_eq!(codes, [127, -63, 32, 0]);
 }
 

@@ -9,10 +9,12 @@ use kv_quant::{CacheBuffers, CacheFormat, CacheLayout, FloatSlice, FloatSliceMut
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+mod ggml;
 mod memory;
 mod plot;
+mod threads;
 
 use memory::CacheMemory;
 
@@ -41,12 +43,20 @@ pub struct CpuArgs {
     #[arg(long, value_delimiter = ',', default_values_t = [8, 32, 128])]
     group_len: Vec<u32>,
     /// Timed steps of each case
-    #[arg(long, default_value_t = 200)]
-    samples: usize,
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    samples: u32,
+    /// ggml's program (`benches/peers/ggml.c`), to run just before each case; figures of another machine if not given
+    #[arg(long, value_name = "PROGRAM")]
+    ggml: Option<PathBuf>,
     /// Threads
     #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, |n| n.get()))]
     threads: usize,
 }
+
+/// Turns of a case in which one thread and then all are timed.
+const TURNS: usize = 4;
+/// Steps before each of them that are not timed: a core that slept takes some milliseconds to be as fast as the other.
+const WARM_STEPS: usize = 50;
 
 /// A head shape and a length: one request, one new token.
 struct Case {
@@ -55,8 +65,8 @@ struct Case {
     gqa_group: u32,
     head_dim: u32,
     kv_len: u32,
-    /// ggml's flash attention (August 2026), one query token, two cores of an AMD EPYC with AVX2 that read 23 to 28
-    /// GB/s: microseconds with a q8_0 and an f16 cache.
+    /// ggml's flash attention, one query token, on the machine that [`ggml::TABLE`] names: microseconds with a q8_0 and an f16
+    /// cache.
     ggml: [f64; 2],
 }
 
@@ -80,6 +90,8 @@ struct Summary<'a> {
     isa: &'a str,
     threads: usize,
     read_gb_per_s: f64,
+    /// Whose figures `ratio_to` is of.
+    ggml: &'a str,
     rows: Vec<SummaryRow<'a>>,
 }
 
@@ -104,9 +116,9 @@ impl<'a> Summary<'a> {
             share_of_read: row.share_of_read,
             ratio_to: &row.ratio_to,
         };
-        let Record { cpu, isa, threads, read_gb_per_s, .. } = record;
+        let Record { cpu, isa, threads, read_gb_per_s, ggml, .. } = record;
         let rows = record.rows.iter().map(row).collect();
-        Self { cpu, isa, threads: *threads, read_gb_per_s: *read_gb_per_s, rows }
+        Self { cpu, isa, threads: *threads, read_gb_per_s: *read_gb_per_s, ggml, rows }
     }
 }
 
@@ -120,6 +132,8 @@ struct Record {
     threads: usize,
     huge_pages: bool,
     commit: String,
+    /// Whose figures `ratio_to` is of.
+    ggml: String,
     read_gb_per_s: f64,
     /// f32 input that one thread quantizes and stores, group 32.
     append_gb_per_s: f64,
@@ -139,6 +153,7 @@ struct Row {
     gb_per_s: f64,
     share_of_read: f64,
     relative_error: f64,
+    ggml_microseconds: [f64; 2],
     ratio_to: BTreeMap<&'static str, f64>,
 }
 
@@ -152,8 +167,7 @@ pub fn run(args: &CpuArgs) -> anyhow::Result<()> {
         }
     };
     let dot = if args.int8 { DotProduct::Int8 } else { DotProduct::F32 };
-    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    let (all, one) = (pool(args.threads)?, pool(1)?);
+    let (all, one) = (threads::pool(args.threads)?, threads::pool(1)?);
     let read = || -> anyhow::Result<f64> {
         if !args.huge_pages {
             return Ok(all.install(|| measure::read_bandwidth(10)) / 1e9);
@@ -169,16 +183,29 @@ pub fn run(args: &CpuArgs) -> anyhow::Result<()> {
         threads: args.threads,
         huge_pages: args.huge_pages,
         commit: crate::workspace::commit(),
+        ggml: ggml::TABLE.to_owned(),
         read_gb_per_s: read()?,
         append_gb_per_s: one.install(|| append_rate(isa))?,
         rows: Vec::new(),
     };
     for case in &CASES {
+        let mut peer = case.ggml;
+        if let Some(program) = &args.ggml {
+            let figures = ggml::run(program, case, args.threads, args.samples as usize)?;
+            (record.ggml, peer) =
+                (format!("{}, just before each case", figures.version), figures.microseconds);
+        }
         for &group_len in &args.group_len {
             if case.head_dim.is_multiple_of(group_len) {
                 let problem = Problem::new(case, group_len, args.huge_pages)?;
-                let row = problem.measure(case, (isa, dot), args.samples, [&all, &one])?;
-                record.rows.push(Row { share_of_read: row.gb_per_s / record.read_gb_per_s, ..row });
+                let row = problem.measure(case, (isa, dot), args.samples as usize, [&all, &one])?;
+                let names = ggml::CACHES.map(|(name, _)| name);
+                record.rows.push(Row {
+                    share_of_read: row.gb_per_s / record.read_gb_per_s,
+                    ggml_microseconds: peer,
+                    ratio_to: names.into_iter().zip(peer.map(|us| us / row.microseconds)).collect(),
+                    ..row
+                });
             }
         }
     }
@@ -248,34 +275,33 @@ impl Problem {
         let request = DecodeRequest { spec: &self.spec, kv_lens: &kv_lens, page_table };
         request.check(&self.layout)?;
         let mut out = vec![0f32; self.q.len()];
-        let mut time = || -> anyhow::Result<(f64, f64)> {
-            let view = self.cache.view(&self.layout)?;
-            let mut workspace = Workspace::for_isa(isa)?.with_dot(dot);
-            let plan = SplitPlan::new(
-                &self.spec,
-                &kv_lens,
-                &cpu_reference::Machine::here()
-                    .split_config(self.layout.format(), attn_plan::SplitPolicy::Throughput),
-            )?;
-            let mut step = || -> anyhow::Result<Duration> {
+        let view = self.cache.view(&self.layout)?;
+        let mut workspaces = [Workspace::for_isa(isa)?.with_dot(dot), Workspace::for_isa(isa)?.with_dot(dot)];
+        let mut steps = |pool: usize, count: usize| -> anyhow::Result<Vec<f64>> {
+            let split = cpu_reference::Machine::here()
+                .split_config(self.layout.format(), attn_plan::SplitPolicy::Throughput);
+            let plan = SplitPlan::new(&self.spec, &kv_lens, &split)?;
+            let mut times = Vec::with_capacity(count);
+            for step in 0..WARM_STEPS + count {
                 let start = Instant::now();
-                let q = FloatSlice::F32(&self.q);
-                let out = FloatSliceMut::F32(&mut out);
-                cpu_reference::decode(&self.layout, view, &request, &plan, q, out, None, &mut workspace)?;
-                Ok(start.elapsed())
-            };
-            for _ in 0..10 {
-                step()?;
+                let (q, out) = (FloatSlice::F32(&self.q), FloatSliceMut::F32(&mut out));
+                let workspace = &mut workspaces[pool];
+                cpu_reference::decode(&self.layout, view, &request, &plan, q, out, None, workspace)?;
+                if step >= WARM_STEPS {
+                    times.push(start.elapsed().as_secs_f64() * 1e6);
+                }
             }
-            let mut times = Vec::with_capacity(samples);
-            for _ in 0..samples.max(1) {
-                times.push(step()?.as_secs_f64() * 1e6);
-            }
-            let (median, ..) = quantiles(&mut times);
-            Ok((median, times.first().copied().unwrap_or(f64::NAN)))
+            Ok(times)
         };
-        let (one_thread, _) = one.install(&mut time)?;
-        let (median, best) = all.install(&mut time)?;
+        // In turns, so that both feel the same of a machine whose speed wanders.
+        let mut times = [Vec::with_capacity(samples), Vec::with_capacity(samples)];
+        for turn in 0..TURNS {
+            let count = (samples * (turn + 1)).div_ceil(TURNS) - (samples * turn).div_ceil(TURNS);
+            times[0].extend(one.install(|| steps(0, count))?);
+            times[1].extend(all.install(|| steps(1, count))?);
+        }
+        let [(one_thread, ..), (median, ..)] = times.each_mut().map(|times| quantiles(times));
+        let best = times[1].first().copied().unwrap_or(f64::NAN);
         let oracle = cpu_reference::oracle::decode_request(
             &self.layout,
             &self.cache.view(&self.layout)?,
@@ -297,7 +323,8 @@ impl Problem {
             gb_per_s,
             share_of_read: 0.0,
             relative_error: error / norm(&mut want.iter().copied()),
-            ratio_to: ["ggml_q8_0", "ggml_f16"].into_iter().zip(case.ggml.map(|us| us / median)).collect(),
+            ggml_microseconds: [0.0; 2],
+            ratio_to: BTreeMap::new(),
         })
     }
 }
@@ -333,6 +360,7 @@ fn print(record: &Record) {
         "{cpu}, {isa}, q.k in {dot}, {threads} threads, {pages}; read bandwidth {read_gb_per_s:.1} GB/s"
     );
     println!("append: {append_gb_per_s:.1} GB/s of f32 input on one thread");
+    println!("ggml: {}", record.ggml);
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
     table.set_header([

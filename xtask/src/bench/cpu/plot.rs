@@ -14,7 +14,7 @@ const PEER: RGBColor = RGBColor(213, 94, 0);
 pub fn draw(path: &Path, record: &Record) -> anyhow::Result<()> {
     let most = record.rows.iter().map(|row| row.megabytes).fold(1.0, f64::max) * 1.3;
     let least = record.rows.iter().map(|row| row.megabytes).fold(most, f64::min) / 1.3;
-    let peer = |row: &super::Row| row.microseconds * row.ratio_to.get("ggml_q8_0").copied().unwrap_or(1.0);
+    let peer = |row: &super::Row| row.ggml_microseconds[0];
     let slowest = record.rows.iter().map(peer).fold(1.0, f64::max) * 1.5;
     let fastest = least * 1e3 / record.read_gb_per_s / 1.5;
     let mut svg = String::new();
@@ -49,7 +49,7 @@ pub fn draw(path: &Path, record: &Record) -> anyhow::Result<()> {
             .legend(|(x, y)| Circle::new((x + 8, y), 4, POINT.filled()));
         chart
             .draw_series(points(&peer, PEER))?
-            .label("ggml q8_0, another machine")
+            .label(if record.ggml == super::ggml::TABLE { "ggml q8_0, another machine" } else { "ggml q8_0" })
             .legend(|(x, y)| Circle::new((x + 8, y), 4, PEER.filled()));
         chart
             .configure_series_labels()

@@ -127,7 +127,7 @@ impl Block<'_> {
             match self.num_rows {
                 1 => self.weigh_rows::<S, 1, 1, 8>(s, scratch, ml),
                 2 => self.weigh_rows::<S, 2, 2, 4>(s, scratch, ml),
-                3 => self.weigh_rows::<S, 3, 4, 4>(s, scratch, ml),
+                3 => self.weigh_rows::<S, 3, 4, 2>(s, scratch, ml),
                 4 => self.weigh_rows::<S, 4, 4, 2>(s, scratch, ml),
                 5 => self.weigh_rows::<S, 5, 8, 1>(s, scratch, ml),
                 6 => self.weigh_rows::<S, 6, 8, 1>(s, scratch, ml),
@@ -279,10 +279,13 @@ unsafe fn run_parts<S: Simd, const RS: usize, const MODE: u8>(s: S, mut pass: Pa
                 (_, 1) => s.run(Values::<1, 1, 4, 2, 2, MODE>::new(pass)),
                 (_, 2) if RS == 2 => s.run(Values::<2, 2, 4, 2, 1, MODE>::new(pass)),
                 (_, 2) => s.run(Values::<2, 8, 4, 2, 1, MODE>::new(pass)),
+                (_, 3) if RS == 4 && MODE == NO_SCALE => s.run(Values::<3, 4, 2, 8, 2, MODE>::new(pass)),
                 (_, 3) if RS == 4 => s.run(Values::<3, 4, 4, 2, 1, MODE>::new(pass)),
+                (_, 3) if MODE == NO_SCALE => s.run(Values::<3, 8, 2, 8, 2, MODE>::new(pass)),
                 (_, 3) => s.run(Values::<3, 8, 4, 2, 1, MODE>::new(pass)),
                 (_, 4) if RS == 4 && MODE == NO_SCALE => s.run(Values::<4, 4, 2, 8, 1, MODE>::new(pass)),
                 (_, 4) if RS == 4 => s.run(Values::<4, 4, 2, 2, 1, MODE>::new(pass)),
+                (_, 4) if MODE == NO_SCALE => s.run(Values::<4, 8, 2, 4, 1, MODE>::new(pass)),
                 (_, 4) => s.run(Values::<4, 8, 2, 2, 1, MODE>::new(pass)),
                 _ => return,
             }
