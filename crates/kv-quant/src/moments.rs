@@ -12,7 +12,7 @@ pub enum RotaryPairs {
 }
 
 impl RotaryPairs {
-    fn channels(self, i: usize, half: usize) -> (usize, usize) {
+    pub(crate) fn channels(self, i: usize, half: usize) -> (usize, usize) {
         match self {
             RotaryPairs::Neighbours => (2 * i, 2 * i + 1),
             RotaryPairs::Halves => (i, i + half),
@@ -138,12 +138,12 @@ impl QueryMoments {
     }
 }
 
-fn times((a, b): (f64, f64), (c, d): (f64, f64)) -> (f64, f64) {
+pub(crate) fn times((a, b): (f64, f64), (c, d): (f64, f64)) -> (f64, f64) {
     (a * c - b * d, a * d + b * c)
 }
 
 /// The mean of `e^(i angle n)` over `n` in `0..count`.
-fn mean_turn(angle: f64, count: u32) -> (f64, f64) {
+pub(crate) fn mean_turn(angle: f64, count: u32) -> (f64, f64) {
     let count = f64::from(count.max(1));
     let half = (angle / 2.0).sin();
     if half.abs() < 1e-12 {
@@ -209,7 +209,10 @@ mod tests {
     fn samples_of_no_shape_are_refused() {
         let q = queries(2 * 3 * 16);
         assert!(QueryMoments::from_sample(&q, 3, 1, 16).is_ok());
-        assert!(matches!(QueryMoments::from_sample(&q, 3, 2, 16), Err(Error::Len { what: "num_q_heads", .. })));
+        assert!(matches!(
+            QueryMoments::from_sample(&q, 3, 2, 16),
+            Err(Error::Len { what: "num_q_heads", .. })
+        ));
         assert!(matches!(QueryMoments::from_sample(&q[1..], 3, 1, 16), Err(Error::Len { what: "q", .. })));
         assert!(matches!(QueryMoments::from_sample(&[], 3, 1, 16), Err(Error::Len { what: "q", .. })));
         assert!(matches!(QueryMoments::from_sample(&q, 3, 1, 8), Err(Error::HeadDim { .. })));

@@ -1,27 +1,31 @@
-//! Rounding K for the queries that will read it: what counts of an error `e` is `q . e`.
+//! Rounding K for the queries that will read it, and V for the projection that will: what counts of an error `e` is `q . e`.
 //!
 //! Rounding every value to its nearest code makes an error that is alike in all directions, though queries see some far
 //! better than others. Codes are therefore chosen one after another, each making up in its own rounding for what those
 //! before it left in the directions that queries see: the error feedback by which weights are rounded in GPTQ and QuIP
-//! (<https://arxiv.org/abs/2307.13304>, "LDLQ"), applied to rows of K. The format, append and the kernels know nothing of it.
+//! (<https://arxiv.org/abs/2307.13304>, "LDLQ"), applied to rows of the cache. The format, append and the kernels know nothing of it.
 
-use crate::{CacheFormat, Element, Error, MAX_HEAD_DIM, QueryMoments, ScaleType, Side, quantize_value, round_scale_up};
+use crate::{
+    CacheFormat, Element, Error, MAX_HEAD_DIM, QueryMoments, ScaleType, Side, quantize_value, round_scale_up,
+};
 
 /// Added to the diagonal of the moments, relative to its mean: a sample does not know every direction.
 const RIDGE: f64 = 0.1;
 const MAX_DIM: usize = MAX_HEAD_DIM as usize;
 
-/// Moves rows of K onto codes whose error queries see least.
+/// Moves rows of K, or of V, onto codes whose error is seen least.
 ///
 /// The moments C of a kv head are factored once; a row then costs about `head_dim^2` multiply-adds a head. Worth it where C
 /// is far from a multiple of the identity in the basis that is rounded: after [`crate::rotate_heads`], with one scale for
 /// many channels. The mean of `(q . e)^2` falls from the mean of C's eigenvalues toward their geometric mean.
 ///
+/// What reads V is the projection after attention: its weights, `[width, num_q_heads, head_dim]`, stand for the queries.
+///
 /// ```
-/// use kv_quant::{CacheFormat, QueryMoments, ScaleType, ShapedRounding};
+/// use kv_quant::{CacheFormat, QueryMoments, ScaleType, ShapedRounding, Side};
 /// // All queries look along (1, 1, ..).
 /// let moments = QueryMoments::from_sample(&[1.0; 16], 1, 1, 16)?;
-/// let shaped = ShapedRounding::new(&moments, &CacheFormat::new(1, 16, 16, 16, ScaleType::F16)?)?;
+/// let shaped = ShapedRounding::new(Side::K, &moments, &CacheFormat::new(1, 16, 16, 16, ScaleType::F16)?)?;
 /// let k: Vec<f32> = (0..16).map(|i| 1.27 - 0.004 * i as f32).collect();
 /// let mut codes = k.clone();
 /// shaped.shape(&mut codes)?;
@@ -110,13 +114,13 @@ struct Group {
 }
 
 impl ShapedRounding {
-    /// For K of `format`, read by queries of `moments`: those of the queries as they meet the cache, after the rotary
-    /// embedding and, if K is stored rotated, [`QueryMoments::rotated`]. A head whose moments are zero or not finite is
+    /// For one side of `format`, read by queries of `moments`: as they meet the cache, after the rotary embedding and, if K
+    /// is stored rotated, [`QueryMoments::rotated`]. A head whose moments are zero or not finite is
     /// rounded to nearest.
     ///
     /// # Errors
     /// [`Error::NoCodes`] for an unquantized format, [`Error::Len`] for moments of other heads.
-    pub fn new(moments: &QueryMoments, format: &CacheFormat) -> Result<Self, Error> {
+    pub fn new(side: Side, moments: &QueryMoments, format: &CacheFormat) -> Result<Self, Error> {
         if format.element() != Element::Int8 {
             return Err(Error::NoCodes(format.element()));
         }
@@ -127,35 +131,35 @@ impl ShapedRounding {
         }
         Ok(Self {
             head_dim: dim,
-            group_len: format.group_len(Side::K) as usize,
+            group_len: format.group_len(side) as usize,
             scale_type: format.scale_type(),
             heads: moments.sums().chunks_exact(dim * dim).map(|sums| Head::new(sums, dim)).collect(),
         })
     }
 
-    /// Changes `k`, `[_, num_kv_heads, head_dim]`, so that append stores the chosen codes. Scales stay what they are: the
+    /// Changes `x`, `[_, num_kv_heads, head_dim]`, so that append stores the chosen codes. Scales stay what they are: the
     /// largest magnitude of each group is left alone. A head for which nothing is gained over nearest codes, or that append
     /// will refuse, is left as it is.
     ///
     /// # Errors
-    /// [`Error::Len`] if `k` is no whole number of tokens.
-    pub fn shape(&self, k: &mut [f32]) -> Result<(), Error> {
+    /// [`Error::Len`] if `x` is no whole number of tokens.
+    pub fn shape(&self, x: &mut [f32]) -> Result<(), Error> {
         let row = self.heads.len() * self.head_dim;
-        if !k.len().is_multiple_of(row) {
-            return Err(Error::Len { what: "k", got: k.len(), want: k.len().next_multiple_of(row) });
+        if !x.len().is_multiple_of(row) {
+            return Err(Error::Len { what: "x", got: x.len(), want: x.len().next_multiple_of(row) });
         }
-        for row in k.chunks_exact_mut(row) {
-            for (head, k) in self.heads.iter().zip(row.chunks_exact_mut(self.head_dim)) {
-                self.shape_head(head, k);
+        for row in x.chunks_exact_mut(row) {
+            for (head, x) in self.heads.iter().zip(row.chunks_exact_mut(self.head_dim)) {
+                self.shape_head(head, x);
             }
         }
         Ok(())
     }
 
-    fn shape_head(&self, head: &Head, k: &mut [f32]) {
+    fn shape_head(&self, head: &Head, x: &mut [f32]) {
         // head_dim is at most 256, a group at least 8 channels or the whole head.
         let mut groups = [Group::default(); MAX_DIM / 8];
-        for (values, group) in k.chunks_exact(self.group_len).zip(&mut groups) {
+        for (values, group) in x.chunks_exact(self.group_len).zip(&mut groups) {
             let amax = values.iter().fold(0f32, |amax, x| amax.max(x.abs()));
             let is_finite = values.iter().all(|x| x.is_finite());
             let Some(scale) = round_scale_up(amax, self.scale_type).filter(|_| is_finite) else { return };
@@ -164,19 +168,19 @@ impl ShapedRounding {
         let group = |channel: usize| groups[channel / self.group_len];
         let nearest = head.walk(|channel, _| {
             let Group { scale, .. } = group(channel);
-            f32::from(quantize_value(k[channel], scale)) * scale - k[channel]
+            f32::from(quantize_value(x[channel], scale)) * scale - x[channel]
         });
         let mut values = [0f32; MAX_DIM];
         let shaped = head.walk(|channel, asked| {
-            let (x, Group { amax, scale, top }) = (k[channel], group(channel));
-            let wanted = if x.abs() == amax { x } else { x - asked };
+            let (own, Group { amax, scale, top }) = (x[channel], group(channel));
+            let wanted = if own.abs() == amax { own } else { own - asked };
             let code = f32::from(quantize_value(wanted, scale)).clamp(-top, top);
             // The product of the top code may be beyond amax, and would raise the scale.
             values[channel] = if code.abs() == top { amax.copysign(code) } else { code * scale };
-            code * scale - x
+            code * scale - own
         });
         if shaped < nearest {
-            k.copy_from_slice(&values[..k.len()]);
+            x.copy_from_slice(&values[..x.len()]);
         }
     }
 }

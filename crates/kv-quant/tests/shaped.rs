@@ -69,7 +69,7 @@ proptest! {
         let format = CacheFormat::new(2, dim, group_len, dim, scale_type).unwrap();
         let q = queries(&mut rng, 40, 4, dim as usize);
         let moments = QueryMoments::from_sample(&q, 4, 2, dim).unwrap();
-        let shaped = ShapedRounding::new(&moments, &format).unwrap();
+        let shaped = ShapedRounding::new(Side::K, &moments, &format).unwrap();
         let size = 2f32.powi(exponent);
         let mut k: Vec<f32> = (0..3 * format.row_elements()).map(|_| size * rng.random_range(-1f32..1.0)).collect();
         if zeroed {
@@ -95,7 +95,7 @@ fn directions_that_queries_see_get_a_fraction_of_the_error() {
     for (group_len, scale_type) in [(8, ScaleType::F16), (64, ScaleType::F16), (64, ScaleType::Bf16)] {
         let format = CacheFormat::new(1, 64, group_len, 64, scale_type).unwrap();
         let moments = QueryMoments::from_sample(&queries(&mut rng, 200, 3, 64), 3, 1, 64).unwrap();
-        let shaped = ShapedRounding::new(&moments, &format).unwrap();
+        let shaped = ShapedRounding::new(Side::K, &moments, &format).unwrap();
         let k: Vec<f32> = (0..100 * 64).map(|_| rng.random_range(-1f32..1.0)).collect();
         let mut changed = k.clone();
         shaped.shape(&mut changed).unwrap();
@@ -128,7 +128,7 @@ fn queries_that_look_everywhere_alike_get_nearest_codes() {
     for q in [q, vec![0.0; 16], vec![f32::NAN; 16]] {
         let moments = QueryMoments::from_sample(&q, 1, 1, 16).unwrap();
         let mut changed = k.clone();
-        ShapedRounding::new(&moments, &format).unwrap().shape(&mut changed).unwrap();
+        ShapedRounding::new(Side::K, &moments, &format).unwrap().shape(&mut changed).unwrap();
         assert_eq!(stored(format, &changed), stored(format, &k));
     }
 }
@@ -138,7 +138,7 @@ fn what_append_refuses_is_left_for_it_to_refuse() {
     let format = CacheFormat::new(1, 16, 8, 8, ScaleType::F16).unwrap();
     let q: Vec<f32> = (0..64).map(|i| (i as f32).sin()).collect();
     let moments = QueryMoments::from_sample(&q, 1, 1, 16).unwrap();
-    let shaped = ShapedRounding::new(&moments, &format).unwrap();
+    let shaped = ShapedRounding::new(Side::K, &moments, &format).unwrap();
     for bad in [f32::NAN, f32::INFINITY, 1e9] {
         let mut k = vec![0.3f32; 16];
         k[3] = bad;
@@ -146,9 +146,9 @@ fn what_append_refuses_is_left_for_it_to_refuse() {
         shaped.shape(&mut changed).unwrap();
         assert!(changed.iter().zip(&k).all(|(a, b)| a.to_bits() == b.to_bits()));
     }
-    assert!(matches!(shaped.shape(&mut [0.0; 17]), Err(Error::Len { what: "k", .. })));
+    assert!(matches!(shaped.shape(&mut [0.0; 17]), Err(Error::Len { what: "x", .. })));
     let floats = CacheFormat::unquantized(1, 16, FloatType::F32).unwrap();
-    assert!(matches!(ShapedRounding::new(&moments, &floats), Err(Error::NoCodes(_))));
+    assert!(matches!(ShapedRounding::new(Side::K, &moments, &floats), Err(Error::NoCodes(_))));
     let two = CacheFormat::new(2, 16, 8, 8, ScaleType::F16).unwrap();
-    assert!(matches!(ShapedRounding::new(&moments, &two), Err(Error::Len { what: "moments", .. })));
+    assert!(matches!(ShapedRounding::new(Side::K, &moments, &two), Err(Error::Len { what: "moments", .. })));
 }
