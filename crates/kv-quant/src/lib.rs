@@ -33,11 +33,13 @@ mod format;
 mod group;
 mod layout;
 mod layout_kind;
+mod moments;
 mod overlap;
 mod plane;
 mod pool;
 mod rows;
 mod scale;
+mod shape;
 mod smooth;
 
 pub use advise::{
@@ -54,8 +56,10 @@ pub use format::{CacheFormat, GROUP_LENS, MAX_HEAD_DIM, MIN_HEAD_DIM};
 pub use group::{quantize_group, quantize_value};
 pub use layout::{CacheLayout, MAX_BUFFERS};
 pub use layout_kind::{LayoutKind, NATIVE_RECORD_ALIGN};
+pub use moments::{QueryMoments, RotaryPairs};
 pub use plane::{Plane, PlaneId};
 pub use pool::{AppendSlots, CachePool, PageCopy, PagePool, PoolError, SequenceId};
 pub use rows::{dequantize_row, read_codes, read_scales};
 pub use scale::{ScaleType, StoredScale, round_scale_up};
+pub use shape::ShapedRounding;
 pub use smooth::{KeyOffset, rotate_heads};

@@ -3,7 +3,8 @@
 //! Both are the caller's to apply, before append and on q; backends know nothing of them. They are exact in real arithmetic
 //! and cost a rounding in f32, far below the quantization error that they save.
 
-use crate::Error;
+use crate::moments::{mean_turn, times};
+use crate::{Error, RotaryPairs};
 
 /// Turns every head of `x` (`[_, head_dim]`) by the orthonormal Walsh-Hadamard matrix, which is its own inverse.
 ///
@@ -78,6 +79,33 @@ impl KeyOffset {
         Ok(Self { offsets: sums.iter().map(|sum| (sum / count) as f32).collect() })
     }
 
+    /// What the mean would be if the sample's keys stood at each of the `num_positions` positions from their own on: the
+    /// first positions alone say little of channels that turn slowly. `frequencies` are radians a position of each pair,
+    /// `head_dim / 2`; 0 for a pair that is not turned.
+    ///
+    /// # Errors
+    /// [`Error::Len`] if the offset is no whole number of heads of `2 * frequencies.len()` channels.
+    pub fn over_positions(
+        &self,
+        frequencies: &[f64],
+        pairs: RotaryPairs,
+        num_positions: u32,
+    ) -> Result<Self, Error> {
+        let (half, len) = (frequencies.len(), self.offsets.len());
+        if half == 0 || !len.is_multiple_of(2 * half) {
+            return Err(Error::Len { what: "frequencies", got: half, want: len.div_ceil(2) });
+        }
+        let mut offsets = self.offsets.clone();
+        for head in offsets.chunks_exact_mut(2 * half) {
+            for (i, frequency) in frequencies.iter().enumerate() {
+                let (x, y) = pairs.channels(i, half);
+                let turned = times((head[x].into(), head[y].into()), mean_turn(*frequency, num_positions));
+                (head[x], head[y]) = (turned.0 as f32, turned.1 as f32);
+            }
+        }
+        Ok(Self { offsets })
+    }
+
     /// The offsets, `[num_kv_heads, head_dim]`.
     pub fn offsets(&self) -> &[f32] {
         &self.offsets
@@ -131,6 +159,33 @@ mod tests {
                 assert!((change - shift).abs() < 1e-3, "{change} {shift}");
             }
         }
+        assert!(offset.over_positions(&[0.0; 5], RotaryPairs::Halves, 4).is_err());
         assert!(KeyOffset::from_sample(&k[1..], 32).is_err() && KeyOffset::from_sample(&[], 32).is_err());
+    }
+    #[test]
+    fn an_offset_over_positions_is_the_mean_of_keys_that_were_turned() {
+        let k: Vec<f32> = (0..3 * 32).map(|i| (i as f32 * 0.9).sin() + 0.5).collect();
+        let frequencies = [0.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 2.0];
+        for pairs in [RotaryPairs::Neighbours, RotaryPairs::Halves] {
+            let mut turned = Vec::new();
+            for position in 0..50 {
+                for head in k.chunks_exact(16) {
+                    let mut out = head.to_vec();
+                    for (i, frequency) in frequencies.iter().enumerate() {
+                        let (x, y) = pairs.channels(i, 8);
+                        let (sin, cos) = (f64::from(position) * frequency).sin_cos();
+                        let (a, b) = times((head[x].into(), head[y].into()), (cos, sin));
+                        (out[x], out[y]) = (a as f32, b as f32);
+                    }
+                    turned.extend(out);
+                }
+            }
+            let want = KeyOffset::from_sample(&turned, 32).unwrap();
+            let got =
+                KeyOffset::from_sample(&k, 32).unwrap().over_positions(&frequencies, pairs, 50).unwrap();
+            for (got, want) in got.offsets().iter().zip(want.offsets()) {
+                assert!((got - want).abs() < 1e-5, "{pairs:?} {got} {want}");
+            }
+        }
     }
 }

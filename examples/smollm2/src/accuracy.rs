@@ -1,12 +1,13 @@
 //! The accuracy measurement: every cache variant over the same windows of real text, against the f32 cache.
 
 use crate::cache::{CHUNK_LEN, CacheKind, CacheOptions, ModelCache, Transform};
+use crate::calibration::Calibration;
 use crate::model::{Config, Model};
 use crate::score::{Reference, Score};
 use crate::transform::{FakeQuant, Record, Recorded, Rounding, SmoothKeys};
 use anyhow::{Context, Result};
 use attn_backend::BackendId;
-use kv_quant::{FloatType, KeyOffset, LayoutKind, ScaleType};
+use kv_quant::{FloatType, LayoutKind, ScaleType};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,6 +23,20 @@ pub enum Smoothing {
     Rotation,
     /// An offset, then the rotation.
     OffsetRotation,
+    /// The rotation, then K and V rounded for what reads them.
+    Shaping,
+    /// An offset over all positions, the rotation, then K and V rounded for what reads them.
+    OffsetShaping,
+}
+
+impl Smoothing {
+    fn is_rotated(self) -> bool {
+        !matches!(self, Self::None | Self::KeyOffset)
+    }
+
+    fn is_shaped(self) -> bool {
+        matches!(self, Self::Shaping | Self::OffsetShaping)
+    }
 }
 
 /// One row of the table.
@@ -61,6 +76,8 @@ impl Variant {
                     Smoothing::KeyOffset => "int8, K offset",
                     Smoothing::Rotation => "int8, K rotated",
                     Smoothing::OffsetRotation => "int8, K offset and rotated",
+                    Smoothing::Shaping => "int8, rotated and shaped",
+                    Smoothing::OffsetShaping => "int8, offset, rotated, shaped",
                 };
                 let groups = match k_group_len == v_group_len {
                     true => k_group_len.to_string(),
@@ -89,9 +106,7 @@ impl Variant {
     /// Whether q and K are rotated.
     pub fn is_rotated(&self) -> bool {
         match self {
-            Variant::Cache(_, smoothing) => {
-                matches!(smoothing, Smoothing::Rotation | Smoothing::OffsetRotation)
-            }
+            Variant::Cache(_, smoothing) => smoothing.is_rotated(),
             Variant::Rounded { is_rotated, .. } => *is_rotated,
         }
     }
@@ -120,7 +135,7 @@ pub fn quick_variants(rotates_keys: bool) -> Vec<Variant> {
     match rotates_keys {
         true => [8, 64]
             .into_iter()
-            .flat_map(|len| [int8(len, f16, Smoothing::Rotation), int8(len, f16, Smoothing::None)])
+            .flat_map(|len| [int8(len, f16, Smoothing::OffsetShaping), int8(len, f16, Smoothing::None)])
             .collect(),
         false => {
             let plain = [8, 32, 64].map(|len| int8(len, f16, Smoothing::None));
@@ -131,7 +146,7 @@ pub fn quick_variants(rotates_keys: bool) -> Vec<Variant> {
 
 /// Whom a needle is hidden from.
 pub fn needle_variants(rotates_keys: bool) -> Vec<Variant> {
-    let smoothing = if rotates_keys { Smoothing::Rotation } else { Smoothing::None };
+    let smoothing = if rotates_keys { Smoothing::OffsetShaping } else { Smoothing::None };
     [8, 32, 64].map(|len| int8(len, ScaleType::F16, smoothing)).to_vec()
 }
 
@@ -139,7 +154,7 @@ pub fn needle_variants(rotates_keys: bool) -> Vec<Variant> {
 pub fn all_variants(rotates_keys: bool) -> Vec<Variant> {
     let f16 = ScaleType::F16;
     let mut variants = Vec::new();
-    for smoothing in [Smoothing::Rotation, Smoothing::None] {
+    for smoothing in [Smoothing::OffsetShaping, Smoothing::Rotation, Smoothing::None] {
         variants.extend(GROUP_LENS.map(|len| int8(len, f16, smoothing)));
     }
     variants.extend(GROUP_LENS.map(|len| truncated(len, f16, false)));
@@ -161,40 +176,11 @@ pub fn all_variants(rotates_keys: bool) -> Vec<Variant> {
     variants.extend(of_others(&|len, scale_type| truncated(len, scale_type, false)));
     variants.extend(of_others(&|len, scale_type| int8(len, scale_type, Smoothing::None)));
     variants.extend(GROUP_LENS.map(|len| truncated(len, f16, true)));
-    for smoothing in [Smoothing::OffsetRotation, Smoothing::KeyOffset] {
+    for smoothing in [Smoothing::Shaping, Smoothing::OffsetRotation, Smoothing::KeyOffset] {
         variants.extend([8, 32, 64].map(|len| int8(len, f16, smoothing)));
     }
     variants.retain(|variant| rotates_keys || !variant.is_rotated());
     variants
-}
-
-/// Constants for smoothing, from a sample that is none of the measured texts.
-pub struct Calibration {
-    offsets: Vec<KeyOffset>,
-}
-
-/// The sample: prose written for this purpose.
-const CALIBRATION_TEXT: &str = "The harbour lay quiet under a pale sky. Two fishermen mended their nets and spoke \
-    of the weather, the price of diesel, and a letter that one of them had from his daughter, who studies chemistry in \
-    the capital. \"She measures how salts dissolve,\" he said, \"at 20, 40 and 60 degrees.\" Later the ferry came in, \
-    forty minutes late: engineers had replaced a pump in the engine room. Here is what the log says:\n\n\
-    1. 06:15 pump 3 stopped; pressure fell from 4.2 to 1.1 bar.\n2. 06:20 valve closed by hand.\n\
-    3. 07:05 new pump started. fn main() { println!(\"all well\"); }\n\n\
-    Nobody on the pier knew any of this, and the children waved as they always do.";
-
-impl Calibration {
-    /// Runs the sample through the model over an f32 cache.
-    pub fn measure(model: &Model, tokens: &[u32]) -> Result<Self> {
-        let width = model.config().num_kv_heads * model.config().head_dim;
-        let recorded = record(model, tokens)?;
-        let offsets = recorded.iter().map(|r| KeyOffset::from_sample(&r.k, width));
-        Ok(Self { offsets: offsets.collect::<Result<_, _>>()? })
-    }
-
-    /// The text of the sample.
-    pub fn text() -> &'static str {
-        CALIBRATION_TEXT
-    }
 }
 
 /// q, K and V of every layer over `tokens`.
@@ -340,7 +326,7 @@ fn passes(
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
             let Some(variant) = variants.get(i) else { return Ok(done) };
-            let (kind, transforms) = around(variant, calibration, lane.model.config());
+            let (kind, transforms) = around(variant, calibration, lane.model.config(), lane.longest)?;
             done.push((i, lane.pass(kind, transforms, tokens)?));
             step();
         }
@@ -360,12 +346,14 @@ fn passes(
     Ok(rows)
 }
 
-/// The cache of a variant and what is done before it.
+/// The cache of a variant for `num_positions` positions, and what is done before it.
 pub fn around(
     variant: &Variant,
     calibration: &Calibration,
     config: &Config,
-) -> (CacheKind, Vec<Box<dyn Transform>>) {
+    num_positions: usize,
+) -> Result<(CacheKind, Vec<Box<dyn Transform>>)> {
+    let num_positions = num_positions as u32;
     let mut transforms: Vec<Box<dyn Transform>> = Vec::new();
     let smoothing = match variant {
         Variant::Cache(_, smoothing) => *smoothing,
@@ -373,18 +361,26 @@ pub fn around(
         Variant::Rounded { is_rotated: false, .. } => Smoothing::None,
     };
     if smoothing != Smoothing::None {
-        let has_offset = matches!(smoothing, Smoothing::KeyOffset | Smoothing::OffsetRotation);
-        let offsets = if has_offset { calibration.offsets.clone() } else { Vec::new() };
-        let rotate = variant.is_rotated();
+        let offsets = match smoothing {
+            Smoothing::KeyOffset | Smoothing::OffsetRotation => calibration.offsets(),
+            Smoothing::OffsetShaping => calibration.offsets_over(config, num_positions)?,
+            _ => Vec::new(),
+        };
+        let rotate = smoothing.is_rotated();
         transforms.push(Box::new(SmoothKeys { offsets, rotate, head_dim: config.head_dim }));
     }
     match *variant {
-        Variant::Cache(kind, _) => (kind, transforms),
+        Variant::Cache(kind, _) => {
+            if smoothing.is_shaped() {
+                transforms.push(Box::new(calibration.shape(config, kind, &[], num_positions)?));
+            }
+            Ok((kind, transforms))
+        }
         Variant::Rounded { k_group_len, v_group_len, scale_type, rounding, .. } => {
             let len = |group_len: Option<u32>| group_len.map(|len| len as usize);
             let (k_group_len, v_group_len) = (len(k_group_len), len(v_group_len));
             transforms.push(Box::new(FakeQuant { k_group_len, v_group_len, scale_type, rounding }));
-            (CacheKind::Float(FloatType::F32), transforms)
+            Ok((CacheKind::Float(FloatType::F32), transforms))
         }
     }
 }

@@ -4,6 +4,7 @@
 pub mod accuracy;
 pub mod agreement;
 pub mod cache;
+pub mod calibration;
 pub mod command;
 pub mod fetch;
 pub mod generate;

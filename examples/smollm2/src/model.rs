@@ -2,7 +2,7 @@
 
 use crate::matrix::{Matrix, Products};
 use crate::weights::Weights;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
 
 /// Shapes and constants of the model.
@@ -26,6 +26,14 @@ pub struct Config {
     pub norm_eps: f32,
     /// Tokens known.
     pub vocab_len: usize,
+}
+
+impl Config {
+    /// Radians a position by which the rotary embedding turns each pair of channels.
+    pub fn rotary_frequencies(&self) -> Vec<f64> {
+        let dim = self.head_dim as f64;
+        (0..self.head_dim / 2).map(|i| self.rope_base.powf(-2.0 * i as f64 / dim)).collect()
+    }
 }
 
 struct Layer {
@@ -124,6 +132,12 @@ impl Model {
         &self.config
     }
 
+    /// The projection after a layer's attention, `[width, num_q_heads * head_dim]`.
+    pub fn attn_out(&self, layer: usize) -> Result<Vec<f32>> {
+        let matrix = &self.layers.get(layer).context("no such layer")?.attn_out;
+        matrix.gather(&(0..matrix.rows() as u32).collect::<Vec<_>>())
+    }
+
     /// Runs the blocks over `tokens` at `positions` and returns the normalized hidden rows `[n, width]`.
     pub fn forward(
         &self,
@@ -177,12 +191,10 @@ struct Turns {
 impl Turns {
     fn new(config: &Config, positions: &[u32]) -> Self {
         let half = config.head_dim / 2;
-        let angle = |position: u32, i: usize| {
-            f64::from(position) * config.rope_base.powf(-2.0 * i as f64 / config.head_dim as f64)
-        };
+        let frequencies = config.rotary_frequencies();
         let pairs = positions
             .iter()
-            .flat_map(|&p| (0..half).map(move |i| angle(p, i)))
+            .flat_map(|&p| frequencies.iter().map(move |frequency| f64::from(p) * frequency))
             .map(|a| (a.cos() as f32, a.sin() as f32))
             .collect();
         Self { pairs, half }

@@ -3,8 +3,9 @@
 
 use crate::cache::Transform;
 use anyhow::Result;
-use kv_quant::{KeyOffset, ScaleType, quantize_value, rotate_heads, round_scale_up};
+use kv_quant::{KeyOffset, ScaleType, ShapedRounding, quantize_value, rotate_heads, round_scale_up};
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use rayon::prelude::*;
 use std::sync::mpsc::Sender;
 
 /// How a value becomes a code.
@@ -85,6 +86,32 @@ impl Transform for SmoothKeys {
         if self.rotate {
             rotate_heads(q, self.head_dim as u32)?;
             rotate_heads(k, self.head_dim as u32)?;
+        }
+        Ok(())
+    }
+}
+
+/// Moves K and V onto codes whose error is seen least by what reads them.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// One a layer; none for a layer that is not quantized.
+    pub k: Vec<Option<ShapedRounding>>,
+    /// The same for V.
+    pub v: Vec<Option<ShapedRounding>>,
+    /// Elements of a token's K.
+    pub row_elements: usize,
+}
+
+/// Tokens that one thread shapes at a time.
+const SHAPED_TOGETHER: usize = 8;
+
+impl Transform for Shape {
+    fn before(&mut self, layer: usize, _: &mut [f32], k: &mut [f32], v: &mut [f32]) -> Result<()> {
+        for (side, x) in [(&self.k, k), (&self.v, v)] {
+            if let Some(Some(rounding)) = side.get(layer) {
+                let rows = x.par_chunks_mut(SHAPED_TOGETHER * self.row_elements);
+                rows.try_for_each(|rows| rounding.shape(rows))?;
+            }
         }
         Ok(())
     }

@@ -1,9 +1,8 @@
 //! `accuracy`: what the INT8 cache costs in perplexity, KL divergence and top-1 agreement.
 
 use super::ModelArgs;
-use crate::accuracy::{
-    Calibration, State, Variant, Window, all_variants, measure, needle_variants, quick_variants,
-};
+use crate::accuracy::{State, Variant, Window, all_variants, measure, needle_variants, quick_variants};
+use crate::calibration::Calibration;
 use crate::matrix::Products;
 use crate::model::Model;
 use crate::score::Score;
@@ -200,7 +199,7 @@ fn fill(
 ) -> Result<()> {
     let state_path = args.out.join(STATE_FILE);
     let backend = args.model.backend();
-    let calibration = Calibration::measure(model, &vocabulary.encode(Calibration::text())?)?;
+    let calibration = Calibration::measure(model, vocabulary)?;
     let bar = ProgressBar::new((windows.len() * variants.len()) as u64)
         .with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {elapsed} elapsed, {eta} left")?);
     let key = |window: &Window, variant: &Variant| format!("{}/{}", window.key, variant.key());

@@ -2,6 +2,7 @@
 
 use super::{CacheArgs, ModelArgs};
 use crate::cache::{CacheOptions, ModelCache, PAGE_LEN};
+use crate::calibration::Calibration;
 use crate::generate::{Event, Order, Report, generate};
 use crate::matrix::Products;
 use crate::sample::Sampling;
@@ -61,10 +62,12 @@ pub fn run(args: &Args) -> Result<()> {
         true => args.prompts.iter().map(|p| as_chat(p)).collect(),
         false => args.prompts.clone(),
     };
-    let mut num_tokens = 0;
+    let (mut num_tokens, mut num_positions) = (0, 0);
     for prompt in &prompts {
+        let len = vocabulary.encode(prompt)?.len() + args.max_tokens;
         // A page more each, for the part of a page that is not shared.
-        num_tokens += vocabulary.encode(prompt)?.len() + args.max_tokens + PAGE_LEN as usize;
+        num_tokens += len + PAGE_LEN as usize;
+        num_positions = num_positions.max(len as u32);
     }
     let options = CacheOptions {
         kind,
@@ -79,10 +82,20 @@ pub fn run(args: &Args) -> Result<()> {
         cache.selection().backend,
         cache.selection().device,
         kind.format(model.config())?,
-        if args.cache.rotates_keys() { ", K rotated" } else { "" }
+        match (args.cache.rotates_keys(), args.cache.calibrates()) {
+            (true, true) => ", K rotated, rounded by a sample",
+            (true, false) => ", K rotated",
+            (false, _) => "",
+        }
     );
-    if args.cache.rotates_keys() {
-        let head_dim = model.config().head_dim;
+    let (config, head_dim) = (model.config(), model.config().head_dim);
+    if args.cache.calibrates() {
+        let calibration = Calibration::measure(&model, &vocabulary)?;
+        let offsets = calibration.offsets_over(config, num_positions)?;
+        let shape = calibration.shape(config, kind, &args.cache.f16_layers, num_positions)?;
+        cache.transforms.push(Box::new(SmoothKeys { offsets, rotate: true, head_dim }));
+        cache.transforms.push(Box::new(shape));
+    } else if args.cache.rotates_keys() {
         cache.transforms.push(Box::new(SmoothKeys { offsets: Vec::new(), rotate: true, head_dim }));
     }
     let stop = Arc::new(AtomicBool::new(false));

@@ -66,6 +66,10 @@ pub struct CacheArgs {
     /// Leave q and K as they are: an INT8 cache holds K rotated otherwise, so that outlier channels are spread
     #[arg(long)]
     pub no_rotate_keys: bool,
+    /// Use nothing of a sample of text: an INT8 cache whose K is rotated holds it less a fixed offset otherwise, K and V
+    /// rounded for what reads them
+    #[arg(long)]
+    pub no_calibrate: bool,
     /// Layers kept in f16, e.g. 0,29
     #[arg(long, value_delimiter = ',')]
     pub f16_layers: Vec<usize>,
@@ -97,6 +101,11 @@ impl CacheArgs {
     /// Whether q and K are rotated; for floats there is nothing to gain.
     pub fn rotates_keys(&self) -> bool {
         self.cache == "int8" && !self.no_rotate_keys
+    }
+
+    /// Whether K is stored less an offset, and K and V rounded for what reads them.
+    pub fn calibrates(&self) -> bool {
+        self.rotates_keys() && !self.no_calibrate
     }
 
     /// The layout asked for.

@@ -1,7 +1,8 @@
 //! `accuracy --needle`: a fact planted at several depths of a long prompt, who finds it, and by how much.
 
-use crate::accuracy::{Calibration, Variant, around, open};
+use crate::accuracy::{Variant, around, open};
 use crate::cache::ModelCache;
+use crate::calibration::Calibration;
 use crate::generate::prefill;
 use crate::model::Model;
 use crate::text::Text;
@@ -80,7 +81,7 @@ pub(super) fn run(
         "the model reads {} tokens",
         model.config().context_len
     );
-    let calibration = Calibration::measure(model, &vocabulary.encode(Calibration::text())?)?;
+    let calibration = Calibration::measure(model, vocabulary)?;
     let end = text.content.char_indices().nth(longest * 12).map_or(text.content.len(), |(at, _)| at);
     let filler = vocabulary.encode(text.content.get(..end).unwrap_or_default())?;
     let (fact, question) = (vocabulary.encode(FACT)?, vocabulary.encode(QUESTION)?);
@@ -90,7 +91,7 @@ pub(super) fn run(
     bar.tick();
     let mut rows = Vec::new();
     for variant in caches() {
-        let (kind, _) = around(variant, &calibration, model.config());
+        let (kind, _) = around(variant, &calibration, model.config(), longest)?;
         // The hay, and beside it the prompt in hand.
         let mut cache = open(model.config(), kind, 2 * longest + 64, backend.clone())?;
         for &len in lens {
@@ -100,7 +101,7 @@ pub(super) fn run(
                 .with_context(|| format!("{} has fewer than {len} tokens", text.name))?;
             let mut found: Vec<Depth> = Vec::new();
             for draw in 0..draws {
-                cache.transforms = around(variant, &calibration, model.config()).1;
+                cache.transforms = around(variant, &calibration, model.config(), len)?.1;
                 if draw > 0 {
                     cache.transforms.insert(0, Box::new(Jitter::new(draw as u64)));
                 }
