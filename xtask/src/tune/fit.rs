@@ -2,7 +2,10 @@
 //!
 //! Least squares on the logarithm of the time, over every candidate of every step, by Levenberg and Marquardt's method on
 //! the logarithms of the constants (they are positive). Each is held weakly where it was, so that one of which the data
-//! say nothing stays. No randomness: the same journals give the same constants.
+//! say nothing stays. Then they are moved in small steps for what the model's choices lose (`choices`). No randomness: the
+//! same journals give the same constants.
+
+mod choices;
 
 use super::journal::{self, Contents};
 use super::share::ModelShare;
@@ -213,11 +216,14 @@ fn report(data: &Data) -> Result<String> {
     let before = CostModel::default();
     let num_times = data.residuals(&before).len();
     ensure!(num_times > values(&before).len(), "{num_times} times are too few for a fit");
-    let after = fit(data);
+    let squares = fit(data);
+    let after = choices::polish(data, &squares);
     let mut text = String::new();
     let devices: Vec<&str> = data.machines.iter().map(|machine| machine.device.as_str()).collect();
     writeln!(text, "{num_times} times of {} steps on {}", data.steps.len(), devices.join(", "))?;
-    for (name, model) in [("the code's constants", &before), ("fitted constants", &after)] {
+    let models =
+        [("the code's constants", &before), ("least squares", &squares), ("fitted constants", &after)];
+    for (name, model) in models {
         let rms = (sum_of_squares(&data.residuals(model)) / num_times as f64).sqrt();
         let share = data.share(model).context("a step with times")?;
         writeln!(

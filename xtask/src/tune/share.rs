@@ -57,8 +57,8 @@ mod tests {
         let (profile, _) = Profile::parse(PROFILE).unwrap();
         let share = ModelShare::of(&profile).unwrap();
         assert_eq!(share.points, 5);
-        assert!((share.worst - 5.25 / 5.75).abs() < 1e-12 && share.median > share.worst);
-        assert!(share.to_string().contains("91.3 % at the worst (d128"), "{share}");
+        assert!((share.worst - 5.25 / 8.75).abs() < 1e-12 && share.median > share.worst);
+        assert!(share.to_string().contains("60.0 % at the worst (d128"), "{share}");
         assert!(share.worst_at.contains("1 requests, 1024 tokens"), "{share}");
         assert!(ModelShare::of(&Profile::default()).is_none());
     }
