@@ -1,33 +1,18 @@
 //! What a look-up costs on the hot path: `cargo bench -p attn-tune`.
-#![allow(missing_docs, clippy::expect_used, reason = "a benchmark")]
+#![allow(missing_docs, clippy::expect_used, clippy::panic, reason = "a benchmark")]
 
-use attn_tune::{Level, Machine, RunKey, Shape, Source, StaticKey, Tuner};
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use attn_tune::{RunKey, StaticKey};
+use common::{PROFILE, shape, tuner};
 use criterion::{Criterion, criterion_group, criterion_main};
 use std::hint::black_box;
 
-const PROFILE: &str = include_str!("../tests/data/a-gpu.toml");
-
 fn choose(c: &mut Criterion) {
-    let machine = Machine {
-        device: "A GPU".to_owned(),
-        arch: "sm_90".to_owned(),
-        build: "0123456789ab".to_owned(),
-        num_sms: 132,
-        l2_bytes: 50 << 20,
-        read_gb_per_s: 3000.0,
-    };
-    let source = Source { file: "a-gpu.toml".into(), text: PROFILE.to_owned() };
-    let tuner = Tuner::from_sources(machine, Level::Profiles, [&source]);
+    let tuner = tuner(PROFILE);
+    let shape = shape();
     let key: StaticKey = "d128 k8 v8 f16 gqa4 q1 records-paged throughput".parse().expect("a key");
-    let shape = Shape {
-        blocks_per_sm: 3,
-        max_heads_per_block: 4,
-        row_blocks: 1,
-        row_bytes: 320,
-        most_shares: 16,
-        share_blocks_per_sm: 0,
-        share_warps: 0,
-    };
     let chooser = tuner.chooser(key, shape);
     let near = RunKey { batch: 8, num_kv_heads: 8, kv_tokens: 16384, longest: 2048 };
     let far = RunKey { batch: 1, num_kv_heads: 1, kv_tokens: 64, longest: 64 };

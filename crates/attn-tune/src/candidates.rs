@@ -33,7 +33,7 @@ const ITEM_SHARE: f64 = 0.65;
 /// And those that are tried.
 const ITEM_SHARES: [f64; 3] = [1.0, ITEM_SHARE, 0.4];
 /// Such items are for batches of so many requests for each worker, at least: with a quarter of one, dealt items were up to twice as fast
-/// (H100 and H200), with one and more anything from 20 % faster to 19 % slower.
+/// (H100 and H200), with one and more anything from 21 % faster to 19 % slower.
 const ITEM_REQUESTS: f64 = 0.75;
 /// And for items of so many tiles: of 15 tiles they lost 3 to 25 %.
 const LEAST_ITEM: f64 = 32.0;

@@ -89,7 +89,9 @@ impl<'a> Step<'a> {
         let case = self.case();
         let chooser = self.chooser()?;
         let choice = chooser.choose(&RunKey::of_step(&case.spec, &case.kv_lens)).choice;
-        Ok(choice.split(case.policy, case.spec.num_kv_heads, chooser.shape().row_blocks))
+        let num_kv_heads = case.spec.num_kv_heads;
+        let split = choice.split(case.policy, num_kv_heads, chooser.shape().row_blocks);
+        Ok(self.decoder.deal(split, num_kv_heads))
     }
 
     /// A plan of this split on the device.
