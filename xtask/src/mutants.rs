@@ -16,8 +16,9 @@ pub struct Args {
 }
 
 /// The smallest units that have every kernel of the data flow and every way to read scales.
-const UNITS: [&str; 8] = [
+const UNITS: [&str; 9] = [
     "common",
+    "items_d64_g8",
     "shares_d64_g16",
     "shares_d64_g8",
     "shares_d64_gw",

@@ -2,7 +2,7 @@
 
 use crate::key::{Arithmetic, Groups, Instance, KernelKey, KernelKind, Scales};
 
-/// Every variant of stage 1, of the copy-only reader, and of stage 1 in shares alone.
+/// Every variant of stage 1, of the copy-only reader, and of stage 1 in shares or by items alone.
 #[rustfmt::skip]
 pub const INSTANCES: &[Instance] = &[
     Instance { key: KernelKey { kind: KernelKind::Stage1, head_dim: 64, groups: Groups::G8, scales: Scales::F16, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 4, max_heads: 4, stages: 4, shared_bytes: 46208, archs: &["sm_80", "sm_89", "sm_90a"] },
@@ -65,15 +65,19 @@ pub const INSTANCES: &[Instance] = &[
     Instance { key: KernelKey { kind: KernelKind::Stage1, head_dim: 256, groups: Groups::Any, scales: Scales::Any, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 1, max_heads: 4, stages: 3, shared_bytes: 161376, archs: &["sm_80", "sm_90a"] },
     Instance { key: KernelKey { kind: KernelKind::Stage1, head_dim: 256, groups: Groups::Any, scales: Scales::Any, row_tiles: 1, arithmetic: Arithmetic::F32 }, min_ctas: 1, max_heads: 4, stages: 3, shared_bytes: 161376, archs: &["sm_80", "sm_90a"] },
     Instance { key: KernelKey { kind: KernelKind::Reader, head_dim: 256, groups: Groups::G8, scales: Scales::F16, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 4, stages: 2, shared_bytes: 89152, archs: &["sm_80", "sm_89", "sm_90a"] },
-    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 64, groups: Groups::G8, scales: Scales::F16, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 3, shared_bytes: 72928, archs: &["sm_90a"] },
-    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 64, groups: Groups::G8, scales: Scales::F16, row_tiles: 2, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 3, shared_bytes: 76000, archs: &["sm_90a"] },
-    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 64, groups: Groups::G16, scales: Scales::F16, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 3, shared_bytes: 72928, archs: &["sm_90a"] },
-    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 64, groups: Groups::Whole, scales: Scales::Any, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 3, shared_bytes: 66784, archs: &["sm_90a"] },
-    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 96, groups: Groups::G8, scales: Scales::F16, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 2, shared_bytes: 87200, archs: &["sm_90a"] },
-    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 96, groups: Groups::G16, scales: Scales::F16, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 2, shared_bytes: 68768, archs: &["sm_90a"] },
-    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 128, groups: Groups::G8, scales: Scales::F16, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 2, shared_bytes: 96416, archs: &["sm_90a"] },
-    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 128, groups: Groups::G8, scales: Scales::Bf16, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 2, shared_bytes: 96416, archs: &["sm_90a"] },
-    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 128, groups: Groups::G16, scales: Scales::F16, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 2, shared_bytes: 94368, archs: &["sm_90a"] },
-    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 128, groups: Groups::G16, scales: Scales::Any, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 2, shared_bytes: 102560, archs: &["sm_90a"] },
-    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 128, groups: Groups::Whole, scales: Scales::Any, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 2, shared_bytes: 76960, archs: &["sm_90a"] },
+    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 64, groups: Groups::G8, scales: Scales::F16, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 3, shared_bytes: 72896, archs: &["sm_90a"] },
+    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 64, groups: Groups::G8, scales: Scales::F16, row_tiles: 2, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 3, shared_bytes: 75968, archs: &["sm_90a"] },
+    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 64, groups: Groups::G16, scales: Scales::F16, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 3, shared_bytes: 72896, archs: &["sm_90a"] },
+    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 64, groups: Groups::Whole, scales: Scales::Any, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 3, shared_bytes: 66752, archs: &["sm_90a"] },
+    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 96, groups: Groups::G8, scales: Scales::F16, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 2, shared_bytes: 87168, archs: &["sm_90a"] },
+    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 96, groups: Groups::G16, scales: Scales::F16, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 2, shared_bytes: 68736, archs: &["sm_90a"] },
+    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 128, groups: Groups::G8, scales: Scales::F16, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 2, shared_bytes: 96384, archs: &["sm_90a"] },
+    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 128, groups: Groups::G8, scales: Scales::Bf16, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 2, shared_bytes: 96384, archs: &["sm_90a"] },
+    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 128, groups: Groups::G16, scales: Scales::F16, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 2, shared_bytes: 94336, archs: &["sm_90a"] },
+    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 128, groups: Groups::G16, scales: Scales::Any, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 2, shared_bytes: 102528, archs: &["sm_90a"] },
+    Instance { key: KernelKey { kind: KernelKind::Shares, head_dim: 128, groups: Groups::Whole, scales: Scales::Any, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 2, shared_bytes: 76928, archs: &["sm_90a"] },
+    Instance { key: KernelKey { kind: KernelKind::Items, head_dim: 64, groups: Groups::G8, scales: Scales::F16, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 3, shared_bytes: 71904, archs: &["sm_90a"] },
+    Instance { key: KernelKey { kind: KernelKind::Items, head_dim: 64, groups: Groups::G8, scales: Scales::F16, row_tiles: 2, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 3, shared_bytes: 73952, archs: &["sm_90a"] },
+    Instance { key: KernelKey { kind: KernelKind::Items, head_dim: 128, groups: Groups::G8, scales: Scales::F16, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 2, shared_bytes: 94368, archs: &["sm_90a"] },
+    Instance { key: KernelKey { kind: KernelKind::Items, head_dim: 128, groups: Groups::G8, scales: Scales::Bf16, row_tiles: 1, arithmetic: Arithmetic::Mma }, min_ctas: 2, max_heads: 1, stages: 2, shared_bytes: 94368, archs: &["sm_90a"] },
 ];

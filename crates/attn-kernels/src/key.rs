@@ -15,8 +15,8 @@ pub use miss::KeyMiss;
 
 /// Threads of a block of stage 1 and of the reader; `kNumThreads` in `cuda/decode/traits.cuh`.
 pub const STAGE1_THREADS: u32 = 128;
-/// Threads of a block of the kernels of shares; `kShareWarps` in `cuda/decode/shares.cuh`.
-pub const SHARES_THREADS: u32 = 256;
+/// Threads of a block of the kernels of shares and of items; `kWideWarps` in `cuda/decode/wide.cuh`.
+pub const WIDE_THREADS: u32 = 256;
 /// Query rows of one row tile.
 pub const ROWS_PER_TILE: u32 = 8;
 
@@ -27,8 +27,10 @@ pub enum KernelKind {
     Stage1,
     /// Reads what stage 1 reads and computes nothing.
     Reader,
-    /// Stage 1 of requests in shares, and of nothing else.
+    /// Stage 1 of requests in shares, and of nothing else, in blocks of eight warps.
     Shares,
+    /// Stage 1 of the items of a plan, and of nothing else, in blocks of eight warps.
+    Items,
 }
 
 /// Group lengths that a variant takes.
@@ -101,14 +103,6 @@ pub struct Instance {
     pub archs: &'static [&'static str],
 }
 
-impl Instance {
-    /// Whether a kernel of eight warps takes the items of plans beside shares: `kTakesItems` in `cuda/decode/shares.cuh`.
-    #[must_use]
-    pub fn takes_items(&self) -> bool {
-        self.key.kind == KernelKind::Shares && self.key.groups == Groups::G8 && self.key.head_dim != 96
-    }
-}
-
 impl fmt::Display for KernelKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let groups = match self.groups {
@@ -127,6 +121,7 @@ impl fmt::Display for KernelKey {
             KernelKind::Stage1 => "stage1",
             KernelKind::Reader => "reader",
             KernelKind::Shares => "shares",
+            KernelKind::Items => "items",
         };
         write!(f, "kv8_{name}_d{}_{groups}_{scales}", self.head_dim)?;
         if self.kind != KernelKind::Reader {
@@ -214,7 +209,17 @@ pub fn select(cache: &PagedCache, query: &KeyQuery) -> Result<&'static Instance,
 /// The variant that does a variant of stage 1's work in shares alone, where there is one.
 #[must_use]
 pub fn shares_of(stage1: &KernelKey) -> Option<&'static Instance> {
-    let key = KernelKey { kind: KernelKind::Shares, ..*stage1 };
+    of_kind(KernelKind::Shares, stage1)
+}
+
+/// The variant that does the items of a plan in a variant of stage 1's place, where there is one.
+#[must_use]
+pub fn items_of(stage1: &KernelKey) -> Option<&'static Instance> {
+    of_kind(KernelKind::Items, stage1)
+}
+
+fn of_kind(kind: KernelKind, stage1: &KernelKey) -> Option<&'static Instance> {
+    let key = KernelKey { kind, ..*stage1 };
     INSTANCES.iter().find(|instance| instance.key == key)
 }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use attn_kernels::abi::{PagedCache, Plane};
 use attn_kernels::key::{
-    Arithmetic, Groups, INSTANCES, KernelKey, KernelKind, KeyMiss, KeyQuery, Scales, check_append, select,
-    shares_of,
+    Arithmetic, Groups, INSTANCES, KernelKey, KernelKind, KeyMiss, KeyQuery, Scales, check_append, items_of,
+    select, shares_of,
 };
 use kv_quant::ScaleType;
 
@@ -143,7 +143,7 @@ fn a_miss_says_what_there_is() {
 }
 
 #[test]
-fn each_kernel_of_shares_stands_in_for_a_variant_of_stage_1() {
+fn each_kernel_of_eight_warps_stands_in_for_a_variant_of_stage_1() {
     let shares: Vec<_> = INSTANCES.iter().filter(|row| row.key.kind == KernelKind::Shares).collect();
     assert!(!shares.is_empty());
     for row in shares {
@@ -154,11 +154,21 @@ fn each_kernel_of_shares_stands_in_for_a_variant_of_stage_1() {
         let inbox = 16 + (row.key.rows() * row.key.head_dim / 4).next_multiple_of(16) * 24;
         assert!(row.min_ctas * (row.shared_bytes + inbox + 1024) <= 228 * 1024, "{}", row.key);
     }
+    for row in INSTANCES.iter().filter(|row| row.key.kind == KernelKind::Items) {
+        let shares = KernelKey { kind: KernelKind::Shares, ..row.key }.instance().unwrap();
+        let stage1 = KernelKey { kind: KernelKind::Stage1, ..row.key }.instance().unwrap();
+        assert_eq!(items_of(&stage1.key), Some(row));
+        assert_eq!(row.key.to_string(), stage1.key.to_string().replace("stage1", "items"));
+        // The same rings, and no addresses to send to but a run's 32 bytes.
+        assert_eq!((row.min_ctas, row.stages), (shares.min_ctas, shares.stages), "{}", row.key);
+        let addresses = row.key.rows() * row.key.head_dim / 4 * 8;
+        assert_eq!(row.shared_bytes - 32, shares.shared_bytes - addresses, "{}", row.key);
+    }
     let f32 = KernelKey {
         arithmetic: Arithmetic::F32,
         groups: Groups::Any,
         scales: Scales::Any,
         ..INSTANCES[0].key
     };
-    assert_eq!(shares_of(&f32), None);
+    assert_eq!((shares_of(&f32), items_of(&f32)), (None, None));
 }

@@ -13,7 +13,7 @@ use attn_kernels::device::{
     CacheArgs, DecodeArgs, DequantizeArgs, ErrorReport, PageRowsArgs, PageTableArgs, PlanArgs, Stream,
 };
 use attn_kernels::image;
-use attn_kernels::key::{Groups, INSTANCES, Instance, KernelKind, Scales};
+use attn_kernels::key::{Groups, INSTANCES, Instance, KernelKind, Scales, items_of};
 use attn_plan::SplitPlan;
 use kv_quant::{FloatType, LayoutKind, ScaleType, Side};
 use std::collections::BTreeSet;
@@ -22,8 +22,8 @@ use std::sync::Arc;
 /// The architecture whose machine code has clusters.
 const CLUSTERS_SM: u32 = 90;
 
-/// Judges a small case of every variant of stage 1, in the narrowest and the widest block, by workers and in shares; reads, dequantizes, streams.
-/// Prints what was launched.
+/// Judges a small case of every variant of stage 1, in the narrowest and the widest block, by workers and in shares, and where there are blocks
+/// of eight warps for items, in fixed cuts; reads, dequantizes, streams. Prints what was launched.
 ///
 /// # Errors
 /// The first case that is wrong; kernels of the image that were not launched.
@@ -36,7 +36,7 @@ pub fn every_kernel(ledger: &Ledger) -> Result<(), String> {
         match instance.key.kind {
             KernelKind::Stage1 => stage1(instance, seed as u64)?,
             // By the variant of stage 1 that it stands in for.
-            KernelKind::Shares => {}
+            KernelKind::Shares | KernelKind::Items => {}
             KernelKind::Reader => {
                 reader(instance)?;
                 launched.insert(instance.key.to_string());
@@ -64,7 +64,8 @@ pub fn every_kernel(ledger: &Ledger) -> Result<(), String> {
     launched.extend(["kv8_stream_read", "kv8_stream_copy"].map(str::to_owned));
     launched.extend(launches());
     let has_clusters = device.facts().sm == CLUSTERS_SM;
-    let runs_here = |symbol: &&str| has_clusters || !symbol.starts_with("kv8_shares");
+    let is_wide = |symbol: &str| ["kv8_shares", "kv8_items"].iter().any(|wide| symbol.starts_with(wide));
+    let runs_here = |symbol: &&str| has_clusters || !is_wide(symbol);
     let all: BTreeSet<String> = image
         .units
         .iter()
@@ -123,14 +124,26 @@ fn case_of(instance: &Instance, seed: u64) -> Case {
     }
 }
 
+/// Of a request in fixed cuts: pieces of two tiles, three of them end to end in a worker's run, and the rest of one.
+const RUN_TOKENS: u32 = 2 * 128 + 70;
+
 fn stage1(instance: &'static Instance, seed: u64) -> Result<(), String> {
     let symbol = instance.key.to_string();
     let most = instance.max_heads;
-    for (heads, num_shares) in BTreeSet::from([(1, 0), (most, 0), (1, 2), (most, 3)]) {
+    let by_heads = BTreeSet::from([(1, 0), (most, 0), (1, 2), (most, 3)]);
+    let mut cases: Vec<(u32, u32, Case)> = by_heads
+        .into_iter()
+        .map(|(heads, num_shares)| (heads, 3, case_of(instance, seed).shared_out(num_shares)))
+        .collect();
+    if items_of(&instance.key).is_some() {
+        // One worker goes from piece to piece and from request to request.
+        let case = Case { kv_lens: vec![70, 0, RUN_TOKENS], window: None, ..case_of(instance, seed) };
+        cases.push((1, 1, case.batch_invariant(2)));
+    }
+    for (heads, num_workers, mut case) in cases {
         let backend = Guarded { arithmetic: instance.key.arithmetic, heads_per_block: Some(heads) };
         let subject = Subject::new(Arc::new(backend), &Arc::default());
-        let mut case = case_of(instance, seed).shared_out(num_shares);
-        case.config.num_workers = 3;
+        case.config.num_workers = num_workers;
         let layout = case.layout_of(1);
         let descriptor = attn_backend::Descriptor::new(layout, case.bare_spec());
         let variant = backend.variant(&descriptor);

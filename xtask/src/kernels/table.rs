@@ -10,8 +10,8 @@ use super::manifest::KernelRow;
 
 /// Threads of a block; `kNumThreads` in `cuda/decode/traits.cuh`.
 const BLOCK_THREADS: u32 = 128;
-/// Of the kernels of shares; `kShareWarps` in `cuda/decode/shares.cuh`.
-const SHARES_THREADS: u32 = 256;
+/// Of the kernels of shares and of items; `kWideWarps` in `cuda/decode/wide.cuh`.
+const WIDE_THREADS: u32 = 256;
 /// `min_ctas` is declared for this architecture.
 const DECLARED_ARCH: &str = "sm_90";
 
@@ -46,8 +46,8 @@ impl Row {
         let Self { kernel, head_dim, groups, scales, row_tiles, arithmetic, .. } = self;
         let suffix = if arithmetic == "mma" { String::new() } else { format!("_{arithmetic}") };
         match kernel.as_str() {
-            "stage1" | "shares" => format!("kv8_{kernel}_d{head_dim}_{groups}_{scales}_n{row_tiles}{suffix}"),
-            other => format!("kv8_{other}_d{head_dim}_{groups}_{scales}{suffix}"),
+            "reader" => format!("kv8_reader_d{head_dim}_{groups}_{scales}{suffix}"),
+            stage1 => format!("kv8_{stage1}_d{head_dim}_{groups}_{scales}_n{row_tiles}{suffix}"),
         }
     }
 
@@ -56,7 +56,7 @@ impl Row {
     }
 
     pub fn block_threads(&self) -> u32 {
-        if self.kernel == "shares" { SHARES_THREADS } else { BLOCK_THREADS }
+        if ["shares", "items"].contains(&self.kernel.as_str()) { WIDE_THREADS } else { BLOCK_THREADS }
     }
 
     fn has_arch(&self, arch: &str) -> bool {
@@ -126,7 +126,7 @@ impl Table {
         let mut text = String::from(
             "//! The variants of `instances.toml`, in its order. Written by `cargo xtask kernels`; do not edit.\n\n\
              use crate::key::{Arithmetic, Groups, Instance, KernelKey, KernelKind, Scales};\n\n\
-             /// Every variant of stage 1, of the copy-only reader, and of stage 1 in shares alone.\n\
+             /// Every variant of stage 1, of the copy-only reader, and of stage 1 in shares or by items alone.\n\
              #[rustfmt::skip]\n\
              pub const INSTANCES: &[Instance] = &[\n",
         );
@@ -136,8 +136,9 @@ impl Table {
                 found.with_context(|| format!("{}: \"{asked}\" is none of {names:?}", row.symbol()))
             };
             ensure!(row.row_tiles > 0 && row.head_dim > 0, "{}: a size is 0", row.symbol());
-            let kind =
-                name(&[("stage1", "Stage1"), ("reader", "Reader"), ("shares", "Shares")], &row.kernel)?;
+            let kinds =
+                [("stage1", "Stage1"), ("reader", "Reader"), ("shares", "Shares"), ("items", "Items")];
+            let kind = name(&kinds, &row.kernel)?;
             let groups = name(&[("g8", "G8"), ("g16", "G16"), ("gx", "Any"), ("gw", "Whole")], &row.groups)?;
             let scales =
                 name(&[("sf16", "F16"), ("sbf16", "Bf16"), ("sf32", "F32"), ("sx", "Any")], &row.scales)?;

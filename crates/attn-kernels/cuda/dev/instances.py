@@ -22,11 +22,13 @@ def query_in_shared(row):
     return row["arithmetic"] == "mma" and (tiles * steps * 2 > 32 or tiles == 4)
 
 
-def shares_bytes(row):
+def wide_bytes(row):
+    """Of a block of eight warps, as in decode/wide.cuh; of its own: shares.cuh, items.cuh."""
     d, tiles = row["head_dim"], row["row_tiles"]
     query = 0 if row["groups"] == "gw" else d // 16 * tiles * 256
     rows = 8 * tiles
-    return round_up(8 * warp_bytes(row) + 8 * rows * 16 + query + rows * (d // 4) * 8 + 8 * row["stages"] * 8 + 32, 16)
+    own = rows * (d // 4) * 8 if row["kernel"] == "shares" else 32
+    return round_up(8 * warp_bytes(row) + 8 * rows * 16 + query + own + 8 * row["stages"] * 8, 16)
 
 
 def warp_bytes(row):
@@ -43,8 +45,8 @@ def warp_bytes(row):
 
 
 def shared_bytes(row):
-    if row["kernel"] == "shares":
-        return shares_bytes(row)
+    if row["kernel"] in ("shares", "items"):
+        return wide_bytes(row)
     d, tiles, stages = row["head_dim"], row["row_tiles"], row["stages"]
     query = d // 16 * tiles * 256 if query_in_shared(row) else 0
     barriers = 4 * stages * 8
@@ -60,7 +62,7 @@ def symbol(row):
 
 
 def instance(row):
-    macro = {"reader": "KV8_READER", "stage1": "KV8_STAGE1", "shares": "KV8_SHARES"}[row["kernel"]]
+    macro = {"reader": "KV8_READER", "stage1": "KV8_STAGE1", "shares": "KV8_SHARES", "items": "KV8_ITEMS"}[row["kernel"]]
     arithmetic = "kMma" if row["arithmetic"] == "mma" else "kF32"
     return (
         f"{macro}({symbol(row)}, {row['shared_bytes']}, {row['min_ctas']}, {row['head_dim']}, kv8::Groups::{GROUPS[row['groups']]},\n"

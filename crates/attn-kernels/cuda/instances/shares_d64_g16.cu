@@ -1,5 +1,5 @@
 // Written by dev/instances.py from instances.toml; do not edit.
 #include "../decode/kernels.cuh"
 
-KV8_SHARES(kv8_shares_d64_g16_sf16_n1, 72928, 2, 64, kv8::Groups::k16Up,
+KV8_SHARES(kv8_shares_d64_g16_sf16_n1, 72896, 2, 64, kv8::Groups::k16Up,
            kv8::Scales::kF16, 1, kv8::Arithmetic::kMma, 3)

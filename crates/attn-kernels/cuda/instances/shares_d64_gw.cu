@@ -1,5 +1,5 @@
 // Written by dev/instances.py from instances.toml; do not edit.
 #include "../decode/kernels.cuh"
 
-KV8_SHARES(kv8_shares_d64_gw_sx_n1, 66784, 2, 64, kv8::Groups::kWhole,
+KV8_SHARES(kv8_shares_d64_gw_sx_n1, 66752, 2, 64, kv8::Groups::kWhole,
            kv8::Scales::kAny, 1, kv8::Arithmetic::kMma, 3)

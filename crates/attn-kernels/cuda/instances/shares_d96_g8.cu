@@ -1,5 +1,5 @@
 // Written by dev/instances.py from instances.toml; do not edit.
 #include "../decode/kernels.cuh"
 
-KV8_SHARES(kv8_shares_d96_g8_sf16_n1, 87200, 2, 96, kv8::Groups::k8,
+KV8_SHARES(kv8_shares_d96_g8_sf16_n1, 87168, 2, 96, kv8::Groups::k8,
            kv8::Scales::kF16, 1, kv8::Arithmetic::kMma, 2)

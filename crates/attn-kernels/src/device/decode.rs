@@ -9,7 +9,7 @@ use super::memory::DeviceView;
 use super::module::{CLUSTER_VERSION, Kernel, Kernels};
 use super::stream::Stream;
 use crate::abi::{DecodeParams, PagedCache, Ready, WorkItem};
-use crate::key::{self, Arithmetic, Instance, KernelKind, KeyQuery, SHARES_THREADS, STAGE1_THREADS};
+use crate::key::{self, Arithmetic, Instance, KernelKind, KeyQuery, STAGE1_THREADS, WIDE_THREADS};
 use crate::residency;
 
 /// Threads along y of a block of stage 2; `kMergeLanes` in `cuda/decode/stage2.cuh`.
@@ -109,15 +109,24 @@ pub struct Decoder {
     blocks_per_sm: u32,
     /// 1 where the code has no clusters.
     most_shares: u32,
-    wide: Option<Wide>,
+    shares: Option<Wide>,
+    items: Option<Wide>,
 }
 
-/// The kernel of eight warps and one head a block: shares, or a plan's items.
+/// A kernel of eight warps and one head a block: of shares, or of a plan's items.
 #[derive(Clone, Debug)]
 struct Wide {
     kernel: Kernel,
     instance: &'static Instance,
     blocks_per_sm: u32,
+}
+
+impl Wide {
+    fn new(kernels: &Kernels, instance: &'static Instance) -> Result<Self, DeviceError> {
+        let kernel = kernels.get(&instance.key.to_string())?;
+        let blocks_per_sm = kernel.blocks_per_sm(WIDE_THREADS, instance.shared_bytes)?;
+        Ok(Self { kernel, instance, blocks_per_sm })
+    }
 }
 
 impl Kernels {
@@ -158,14 +167,14 @@ impl Kernels {
             })
         };
         let mut most_shares = 1;
-        let mut wide = None;
+        let (mut shares, mut items) = (None, None);
         if has_clusters {
+            let wide = |row: Option<&'static Instance>| row.map(|row| Wide::new(self, row)).transpose();
+            shares = wide(key::shares_of(&instance.key))?;
+            items = wide(key::items_of(&instance.key))?;
             most_shares = most_in_cluster(&stage1, instance, STAGE1_THREADS).min(MAX_SHARES);
-            if let Some(instance) = key::shares_of(&instance.key) {
-                let kernel = self.get(&instance.key.to_string())?;
-                most_shares = most_shares.min(most_in_cluster(&kernel, instance, SHARES_THREADS));
-                let blocks_per_sm = kernel.blocks_per_sm(SHARES_THREADS, instance.shared_bytes)?;
-                wide = Some(Wide { kernel, instance, blocks_per_sm });
+            if let Some(Wide { kernel, instance, .. }) = &shares {
+                most_shares = most_shares.min(most_in_cluster(kernel, instance, WIDE_THREADS));
             }
         }
         Ok(Decoder {
@@ -175,7 +184,8 @@ impl Kernels {
             row_blocks,
             blocks_per_sm,
             most_shares,
-            wide,
+            shares,
+            items,
         })
     }
 }
@@ -256,7 +266,7 @@ impl Decoder {
             if num_shares > 0 { args.batch.saturating_mul(num_shares) } else { args.plan.num_workers };
         let wide = self.wide_kernel(&args.plan);
         let (kernel, instance, threads) = match wide {
-            Some(Wide { kernel, instance, .. }) => (kernel, *instance, SHARES_THREADS),
+            Some(Wide { kernel, instance, .. }) => (kernel, *instance, WIDE_THREADS),
             None => (&self.stage1, self.instance, STAGE1_THREADS),
         };
         let needed = instance.shared_bytes + inbox_bytes(instance, args.spec, num_shares, heads_per_block);
@@ -271,8 +281,11 @@ impl Decoder {
     }
 
     fn wide_kernel(&self, plan: &PlanArgs) -> Option<&Wide> {
-        let serves = |wide: &&Wide| plan.num_shares > 0 || plan.wide && wide.instance.takes_items();
-        self.wide.as_ref().filter(|_| plan.heads_per_block == 1).filter(serves)
+        let wide = match plan.num_shares {
+            0 => self.items.as_ref().filter(|_| plan.wide),
+            _ => self.shares.as_ref(),
+        };
+        wide.filter(|_| plan.heads_per_block == 1)
     }
 
     /// The symbol of the kernel that a plan is run by.
@@ -285,7 +298,7 @@ impl Decoder {
     /// are, for the bits of a request must not depend on the others; equal items with a worker each are as long as they are few.
     #[must_use]
     pub fn takes_wide_blocks(&self, split: &SplitConfig, num_workers: u32, num_kv_heads: u32) -> bool {
-        let Some(wide) = self.wide.as_ref().filter(|wide| wide.instance.takes_items()) else { return false };
+        let Some(wide) = &self.items else { return false };
         match split.policy {
             SplitPolicy::BatchInvariant { .. } => true,
             SplitPolicy::Throughput => {
@@ -304,8 +317,8 @@ impl Decoder {
     #[must_use]
     pub fn deal(&self, split: SplitConfig, num_kv_heads: u32) -> SplitConfig {
         let blocks_of = |heads: u32| (num_kv_heads / heads * self.row_blocks).max(1);
-        match (&self.wide, split.policy) {
-            (Some(wide), SplitPolicy::BatchInvariant { .. }) if wide.instance.takes_items() => {
+        match (&self.items, split.policy) {
+            (Some(wide), SplitPolicy::BatchInvariant { .. }) => {
                 let num_workers = self.room(wide.blocks_per_sm) / u64::from(blocks_of(1));
                 SplitConfig {
                     num_workers: u32::try_from(num_workers).unwrap_or(u32::MAX).max(1),
@@ -342,8 +355,8 @@ impl Decoder {
     /// each does the work of.
     #[must_use]
     pub fn share_blocks(&self) -> (u32, u32) {
-        match &self.wide {
-            Some(wide) => (wide.blocks_per_sm, SHARES_THREADS / 32),
+        match &self.shares {
+            Some(wide) => (wide.blocks_per_sm, WIDE_THREADS / 32),
             None => (self.blocks_per_sm, STAGE1_THREADS / 32),
         }
     }

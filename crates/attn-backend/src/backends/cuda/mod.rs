@@ -94,9 +94,9 @@ impl Backend for CudaBackend {
         let (num_blocks, row_blocks) = self.instance(&descriptor.layout, spec).map_or((1, 1), |instance| {
             let row_blocks = (spec.gqa_group() * spec.q_len).div_ceil(instance.key.rows());
             // Fixed cuts are dealt to blocks of eight warps where there are clusters, and so such a kernel.
-            let wide = key::shares_of(&instance.key).filter(|wide| {
+            let wide = key::items_of(&instance.key).filter(|_| {
                 let has_clusters = || probe::probe(self.ordinal).is_ok_and(|facts| facts.sm >= 90);
-                wide.takes_items() && descriptor.split != SplitPolicy::Throughput && has_clusters()
+                descriptor.split != SplitPolicy::Throughput && has_clusters()
             });
             (num_sms * wide.unwrap_or(instance).min_ctas, row_blocks)
         });
