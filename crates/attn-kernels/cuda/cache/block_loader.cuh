@@ -17,6 +17,7 @@ namespace kv8 {
 template <class T>
 struct BlockLoader {
     static constexpr bool kInStep = false;
+    static constexpr uint32_t kLead = 1;  // tiles; see Stage1::do_share
     static constexpr uint32_t kCodePieces = T::kHeadDim / 16;  // 16-byte pieces of a code row
     static constexpr uint32_t kCopies = kCodePieces / 2;       // of a plane of codes, each of 32 pieces
     static constexpr uint32_t kRowStep = 32 / kCodePieces;     // rows from one copy to the next

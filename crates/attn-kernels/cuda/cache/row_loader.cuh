@@ -45,6 +45,7 @@ struct ScaleCopy {
 template <class T, bool TOGETHER = false>
 struct RowLoader {
     static constexpr bool kInStep = TOGETHER;
+    static constexpr uint32_t kLead = 2;  // tiles; see Stage1::do_share. Pages are looked up token by token first
     static constexpr bool kPacked = T::kGroups == Groups::k8;
     static constexpr uint32_t kCodePieces = T::kHeadDim / 16;                // 16-byte pieces of a code row
     static constexpr uint32_t kScalePiece = T::kRawRowBytes % 16 == 0 ? 16 : 8;  // packed scales

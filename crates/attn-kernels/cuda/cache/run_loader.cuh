@@ -15,6 +15,7 @@ namespace kv8 {
 template <class T>
 struct RunLoader {
     static constexpr bool kInStep = false;
+    static constexpr uint32_t kLead = 1;  // tiles; see Stage1::do_share
     static constexpr bool kPacked = T::kGroups == Groups::k8;
 
     // Where the rows of a tile lie in a stage: as in memory, V behind K.

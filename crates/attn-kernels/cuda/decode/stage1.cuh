@@ -232,7 +232,8 @@ struct Stage1 {
 
     // Whether a scale left f16's range, which is rare: then all of it once more, carefully.
     // `before_queries` is called before the wait for the kernel before this one, if there is one to wait for. LETS_GO: the next
-    // kernel may begin when all tiles of this warp are asked for, and not before: until then it would ask for its own.
+    // kernel may begin `kLead` tiles before all of this warp are asked for, so that its first copies follow on the last of this one; not
+    // much before, for it would ask for its own at the cost of these, and not before the first tile is done.
     // `pieces` takes the state away at the ends of all pieces but the last, through the stage that was left then.
     template <bool LETS_GO = false, class Loader, class Before, class Pieces = OnePiece>
     static __device__ __forceinline__ bool do_share(const Share& share, Loader& loader, Arith& arith, State& state,
@@ -266,6 +267,8 @@ struct Stage1 {
         arith.fetch_query(p, query, raw_query);
         fill_ring(T::kNumStages);
         if (LETS_GO && num_tiles <= T::kNumStages) ptx::launch_dependents();
+        constexpr uint32_t kUnasked = T::kNumStages + 1 + Loader::kLead;
+        const uint32_t goes_after = max(num_tiles, kUnasked) - kUnasked;
         const Visibility visibility(p, kv_len);
         const int32_t clear_begin = visibility.clear_begin();
         const int32_t clear_end = visibility.clear_end() - kTileTokens;
@@ -319,7 +322,7 @@ struct Stage1 {
                 if (tile + T::kNumStages < num_tiles) loader.fill(slot, offset, report);
                 loader.commit();
             }
-            if (LETS_GO && tile + T::kNumStages + 1 == num_tiles) ptx::launch_dependents();
+            if (LETS_GO && tile == goes_after) ptx::launch_dependents();
             tile_token += share.tile_stride;
             offset += T::kStageBytes;
             if (++slot == T::kNumStages) slot = offset = 0;

@@ -273,6 +273,9 @@ class Decode:
         self.more_shared = 0
         if shares:
             self.grid = (*self.grid[:2], self.batch * shares)
+        blocks = self.grid[0] * self.grid[1] * self.grid[2]
+        if 4 <= shares <= 8 and 4 * blocks > 3 * 132:
+            self.policy = 2  # residency::balances_clusters, but for two waves
         if shares > 1:
             elements = min(rows, 8 * row_tiles) * self.dim // 4
             self.more_shared = 16 + heads_per_cta * shares * -(-elements // shares) * 24

@@ -180,7 +180,13 @@ fn pair_shape(cache: &PagedCache, num_tokens: u32, lanes: u32) -> Result<LaunchS
     let blocks = u32::try_from(blocks).map_err(|_| DeviceError::Launch {
         what: format!("{num_tokens} tokens are too many for one launch"),
     })?;
-    Ok(LaunchShape { grid: [blocks, 1, 1], block: [APPEND_THREADS, 1], shared_bytes: 0, cluster: 1 })
+    Ok(LaunchShape {
+        grid: [blocks, 1, 1],
+        block: [APPEND_THREADS, 1],
+        shared_bytes: 0,
+        cluster: 1,
+        balances: false,
+    })
 }
 
 /// Plain streams over memory: what the device can read, and copy.
@@ -222,8 +228,13 @@ impl StreamKernels {
         let params =
             StreamParams { src: src.address(), dst: dst.address(), num_vectors: src.len_bytes() / 16 };
         let blocks = kernel.device().facts().num_sms * kernel.blocks_per_sm(STREAM_THREADS, 0)?.max(1);
-        let shape =
-            LaunchShape { grid: [blocks, 1, 1], block: [STREAM_THREADS, 1], shared_bytes: 0, cluster: 1 };
+        let shape = LaunchShape {
+            grid: [blocks, 1, 1],
+            block: [STREAM_THREADS, 1],
+            shared_bytes: 0,
+            cluster: 1,
+            balances: false,
+        };
         // SAFETY: the struct is the twin of the kernel's; both arrays have that many vectors, or are not written.
         unsafe { kernel.launch(shape, &params, Order::AfterPrevious, stream) }
     }

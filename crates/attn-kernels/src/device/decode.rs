@@ -164,6 +164,7 @@ impl Kernels {
                 shared_bytes: instance.shared_bytes
                     + inbox_bytes(instance, spec, MAX_SHARES, instance.max_heads),
                 cluster: 1,
+                balances: false,
             })
         };
         let mut most_shares = 1;
@@ -265,17 +266,20 @@ impl Decoder {
         let workers =
             if num_shares > 0 { args.batch.saturating_mul(num_shares) } else { args.plan.num_workers };
         let wide = self.wide_kernel(&args.plan);
-        let (kernel, instance, threads) = match wide {
-            Some(Wide { kernel, instance, .. }) => (kernel, *instance, WIDE_THREADS),
-            None => (&self.stage1, self.instance, STAGE1_THREADS),
+        let (kernel, instance, blocks_per_sm, threads) = match wide {
+            Some(wide) => (&wide.kernel, wide.instance, wide.blocks_per_sm, WIDE_THREADS),
+            None => (&self.stage1, self.instance, self.blocks_per_sm, STAGE1_THREADS),
         };
         let needed = instance.shared_bytes + inbox_bytes(instance, args.spec, num_shares, heads_per_block);
         let grid = [params.cache.num_kv_heads / heads_per_block, self.row_blocks, workers];
+        let blocks = grid.iter().map(|n| u64::from(*n)).product();
+        let num_sms = self.stage1.device().facts().num_sms;
         let shape = LaunchShape {
             grid,
             block: [threads / heads_per_block, heads_per_block],
-            shared_bytes: if wide.is_some() { needed } else { self.evened_bytes(grid, num_shares, needed) },
+            shared_bytes: if wide.is_some() { needed } else { self.evened_bytes(blocks, num_shares, needed) },
             cluster: num_shares.max(1),
+            balances: residency::balances_clusters(num_shares, blocks, num_sms, self.room(blocks_per_sm)),
         };
         (kernel, shape)
     }
@@ -362,9 +366,8 @@ impl Decoder {
     }
 
     /// Shared memory of a block that needs so much, or more where blocks are to spread evenly.
-    fn evened_bytes(&self, grid: [u32; 3], num_shares: u32, needed: u32) -> u32 {
+    fn evened_bytes(&self, blocks: u64, num_shares: u32, needed: u32) -> u32 {
         let facts = self.stage1.device().facts();
-        let blocks = grid.iter().map(|n| u64::from(*n)).product();
         let let_in = residency::blocks_to_let_in(blocks, facts.num_sms, self.blocks_per_sm);
         // Clusters of more would not find room at once in what is left of a part of the device.
         if let_in == self.blocks_per_sm || num_shares > MOST_EVENED_SHARES {
@@ -385,6 +388,7 @@ impl Decoder {
             block: [params.cache.head_dim / MERGE_CHANNELS, MERGE_LANES],
             shared_bytes: 0,
             cluster: 1,
+            balances: false,
         }
     }
 

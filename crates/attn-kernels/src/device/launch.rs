@@ -18,6 +18,9 @@ pub struct LaunchShape {
     pub shared_bytes: u32,
     /// Blocks along z that run at once and reach each other's shared memory; 1: none do.
     pub cluster: u32,
+    /// Whether the device may place the blocks of a cluster where most room is, rather than side by side
+    /// ([`residency::balances_clusters`](crate::residency::balances_clusters)).
+    pub balances: bool,
 }
 
 /// When a launch may begin.
@@ -61,6 +64,9 @@ impl LaunchAttribute {
 }
 
 const CLUSTER_DIMENSION: u32 = 4;
+const CLUSTER_SCHEDULING_POLICY: u32 = 5;
+/// `CU_CLUSTER_SCHEDULING_POLICY_LOAD_BALANCING`.
+const LOAD_BALANCING: u32 = 2;
 const PROGRAMMATIC_STREAM_SERIALIZATION: u32 = 6;
 /// First version in which such launches can be captured into a graph.
 const OVERLAP_DRIVER: u32 = 12_030;
@@ -97,17 +103,29 @@ impl Kernel {
         let overlaps =
             order == Order::Overlapping && facts.sm >= OVERLAP_SM && facts.driver_version >= OVERLAP_DRIVER;
         if overlaps || shape.cluster > 1 {
-            let cluster = LaunchAttribute::new(CLUSTER_DIMENSION, &[1, 1, shape.cluster]);
-            let overlap = LaunchAttribute::new(PROGRAMMATIC_STREAM_SERIALIZATION, &[1]);
-            // Those that are wanted come first.
-            let mut attributes = if shape.cluster > 1 { [cluster, overlap] } else { [overlap, cluster] };
+            let wanted = [
+                (overlaps, LaunchAttribute::new(PROGRAMMATIC_STREAM_SERIALIZATION, &[1])),
+                (shape.cluster > 1, LaunchAttribute::new(CLUSTER_DIMENSION, &[1, 1, shape.cluster])),
+                (
+                    shape.cluster > 1 && shape.balances,
+                    LaunchAttribute::new(CLUSTER_SCHEDULING_POLICY, &[LOAD_BALANCING]),
+                ),
+            ];
+            let mut attributes = [LaunchAttribute::new(0, &[]); 3];
+            let mut num_attributes = 0;
+            for ((_, attribute), to) in
+                wanted.into_iter().filter(|(is_wanted, _)| *is_wanted).zip(&mut attributes)
+            {
+                *to = attribute;
+                num_attributes += 1;
+            }
             let config = LaunchConfig {
                 grid: shape.grid,
                 block: [shape.block[0], shape.block[1], 1],
                 shared_bytes: shape.shared_bytes,
                 stream: stream.handle(),
                 attributes: attributes.as_mut_ptr(),
-                num_attributes: u32::from(overlaps) + u32::from(shape.cluster > 1),
+                num_attributes,
             };
             let (config, function) = (&raw const config, self.handle());
             // SAFETY: as below; the configuration and its attributes live through the call.

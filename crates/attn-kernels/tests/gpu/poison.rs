@@ -32,7 +32,8 @@ fn child_loses_its_context() {
     let copy = kernels.get("kv8_stream_copy").unwrap();
     // An address that nobody has.
     let params = StreamParams { src: 1 << 50, dst: 1 << 51, num_vectors: 1 << 20 };
-    let shape = LaunchShape { grid: [1, 1, 1], block: [512, 1], shared_bytes: 0, cluster: 1 };
+    let shape =
+        LaunchShape { grid: [1, 1, 1], block: [512, 1], shared_bytes: 0, cluster: 1, balances: false };
     // SAFETY: not at all, which is the point; the fault stays on the device, and this process ends.
     unsafe { copy.launch(shape, &params, Order::AfterPrevious, &stream) }.unwrap();
     let first = stream.synchronize().unwrap_err();
