@@ -272,6 +272,28 @@ pub fn batches(subject: &Subject) -> Result<(), String> {
     all(subject, "batches", cases)
 }
 
+/// Fixed cuts of one, two and four tiles in groups of 8, dealt to so few workers that pieces follow each other in one: to a last piece that is
+/// whole, shorter, and of one token.
+///
+/// # Errors
+/// The first case that is wrong.
+pub fn runs(subject: &Subject) -> Result<(), String> {
+    let tile = subject.tile_len();
+    let kv_lens = vec![8 * tile, 3 * tile + 5, 1, 0, 8 * tile + 1, tile - 1];
+    let case = Case { kv_lens, gqa_group: 3, k_group_len: 8, v_group_len: 8, ..Case::plain(tile, 0) };
+    let mut cases = Vec::new();
+    for tiles in [1, 2, 4] {
+        for layout in [LayoutKind::Native, LayoutKind::Hnd] {
+            for num_workers in [1, 2, 3] {
+                let mut case = Case { layout, ..case.clone() }.batch_invariant(tiles);
+                case.config.num_workers = num_workers;
+                cases.push(case);
+            }
+        }
+    }
+    all(subject, "runs", cases)
+}
+
 /// Lengths beyond 8192 and 131072, and 1,048,576 if `has_longest`.
 ///
 /// # Errors

@@ -51,6 +51,7 @@ pub const SUITES: &[Suite] = &[
     Suite { name: "lengths", run: |subject, _| directed::lengths(subject) },
     Suite { name: "formats", run: |subject, _| directed::formats(subject) },
     Suite { name: "batches", run: |subject, _| directed::batches(subject) },
+    Suite { name: "runs", run: |subject, _| directed::runs(subject) },
     Suite { name: "invariance", run: |subject, _| company::invariance(subject) },
     Suite { name: "determinism", run: |subject, _| company::determinism(subject) },
     Suite { name: "real_data", run: |subject, _| real_data::real_data(subject) },

@@ -124,7 +124,7 @@ fn case_of(instance: &Instance, seed: u64) -> Case {
     }
 }
 
-/// Of a request in fixed cuts: pieces of two tiles, three of them end to end in a worker's run, and the rest of one.
+/// Tokens of a request that fixed cuts of two tiles make a run of three pieces, the last shorter.
 const RUN_TOKENS: u32 = 2 * 128 + 70;
 
 fn stage1(instance: &'static Instance, seed: u64) -> Result<(), String> {

@@ -85,7 +85,7 @@ struct Items : Wide<T, WARPS, sizeof(KeptRun)> {
                 write_partial(p, rows, now.partial_idx, idx, merged, x);
             }
             if (threadIdx.x == 0) {
-                kept(shared)->partial_idx = now.partial_idx + 1;
+                kept(shared)->partial_idx = now.partial_idx + (mutant(28) ? 0 : 1);
                 kept(shared)->num_to_end = now.num_to_end - 1;
                 kept(shared)->next_end = now.num_to_end > 1 ? now.next_end + now.piece_tiles : 0;
             }

@@ -265,9 +265,8 @@ class Decode:
         if heads_per_cta > kernels.by_symbol[self.symbol]["max_heads"] or cache.heads % heads_per_cta:
             heads_per_cta = 1
         self.block = (128 // heads_per_cta, heads_per_cta, 1)
-        alone = self.symbol.replace("stage1", "shares")
-        takes_items = wide and "_g8_" in alone and self.dim != 96
-        if (shares or takes_items) and heads_per_cta == 1 and alone in kernels.by_symbol:
+        alone = self.symbol.replace("stage1", "shares" if shares else "items")
+        if (shares or wide) and heads_per_cta == 1 and alone in kernels.by_symbol:
             self.symbol, self.block = alone, (256, 1, 1)
         self.grid = (cache.heads // heads_per_cta, -(-rows // (8 * row_tiles)), self.num_workers)
         self.more_shared = 0
