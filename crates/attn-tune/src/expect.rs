@@ -8,6 +8,10 @@ use crate::{PolicyClass, RunKey, Shape, StaticKey};
 const STEP_TOKENS: u32 = 16;
 /// Waves beyond which the last one's gaps do not count.
 const FEW_WAVES: f64 = 4.0;
+/// Partials that stage 2 lets one lane fold; of more, each of so many lanes takes its part.
+const FOLDED_BY_ONE: f64 = 16.0;
+/// Steps of a block whose bytes are on their way from its start on.
+const AHEAD: f64 = 8.0;
 /// Of a request with unequal neighbours, the part of an item that its end makes.
 const LAST_ITEM: f64 = 0.5;
 
@@ -15,18 +19,6 @@ const LAST_ITEM: f64 = 0.5;
 pub(crate) struct Pace {
     pub alone_us: f64,
     pub issue_us: f64,
-}
-
-/// How work is dealt out.
-struct Deal {
-    /// Workers that have any.
-    used: f64,
-    /// Tiles of the one that has most, what its items cost included.
-    load: f64,
-    /// Its items.
-    items: f64,
-    /// Whether no request is cut.
-    is_whole: bool,
 }
 
 /// A step, and what all choices for it have in common.
@@ -51,6 +43,8 @@ pub(crate) struct Expect<'a> {
     pub wide: Pace,
     /// Outputs of a kv head beyond the usual, in 512: what is written, merged and divided at the end.
     pub outputs: f64,
+    /// Channels of a head beyond the usual, in 128.
+    pub channels: f64,
 }
 
 impl Expect<'_> {
@@ -87,68 +81,38 @@ impl Expect<'_> {
             // The longest come first, so that short ones fill the gaps at the end.
             Some((_, len)) if !self.is_uniform => mean.max(len),
             Some((_, len)) => len * whole_waves(waves),
-            None => {
-                let tiles = (deal.load - deal.items * f64::from(choice.item_overhead)).max(1.0);
-                tiles * whole_waves(waves)
-            }
+            None => deal.tiles * whole_waves(waves),
         };
         let imbalance = (most / mean).max(1.0);
         let is_even =
             shape.blocks_per_sm >= 3 && num_blocks <= resident - self.num_sms || num_blocks <= self.num_sms;
         let uneven = if is_even || own.is_some() { 0.0 } else { model.uneven * (per_sm - 2.0).max(0.0) };
+        let is_ragged = !self.is_uniform && own.is_none() && !deal.is_whole;
+        let ragged = if is_ragged { model.ragged } else { 0.0 };
         let stream = joined(
-            bytes_us * imbalance.sqrt() * (1.0 + uneven),
+            bytes_us * imbalance.sqrt() * (1.0 + uneven + ragged),
             &self.pace,
             most * steps_per_tile,
             ceil(blocks * self.per_sm).max(1.0),
+            if blocks <= self.num_sms { model.lone } else { 0.0 },
         );
 
         let items = if own.is_some() { waves * model.own_item } else { deal.items * waves };
         let merge = if deal.is_whole {
             0.0
         } else {
-            let deepest = 1.0 + deal.used * self.longest / tiles;
-            model.merge_us + model.merge_partial_us * deepest + model.merge_outputs_us * outputs
+            let deepest = ceil(deal.used * self.longest / tiles).max(2.0);
+            let folded = if deepest <= FOLDED_BY_ONE { 0.0 } else { deepest };
+            model.merge_us + model.merge_partial_us * folded + model.merge_outputs_us * outputs
         };
         let together = match choice.heads_per_block {
             1 => 0.0,
             2 => model.two_heads_us,
             _ => model.four_heads_us,
         };
-        let crowd = model.crowd_us * (blocks * self.per_sm - 1.0).clamp(0.0, 2.0);
-        let item_us = model.item_us + model.item_outputs_us * outputs;
+        let crowd = model.crowd_us * (blocks * self.per_sm - 1.0).clamp(0.0, 3.0);
+        let item_us = model.item_us + model.item_outputs_us * outputs + model.item_dim_us * self.channels;
         model.launch_us + crowd + stream + items * item_us + merge + together
-    }
-
-    /// How `attn_plan` deals work to workers, from a step's few numbers.
-    fn deal(&self, choice: &Choice) -> Deal {
-        let Self { run, shape, tiles, longest, .. } = *self;
-        let batch = f64::from(run.batch);
-        let workers = f64::from(choice.num_workers(run.num_kv_heads, shape.row_blocks));
-        let overhead = f64::from(choice.item_overhead);
-        if let PolicyClass::BatchInvariant { split_len } = self.key.policy {
-            let (pieces, len) = pieces(run, split_len);
-            let items = ceil(pieces / workers);
-            let used = ceil(pieces / items);
-            return Deal { used, load: items * (len + overhead), items, is_whole: pieces <= batch };
-        }
-        let least = f64::from(choice.min_split_tiles);
-        let work = tiles + batch * overhead;
-        let load = ceil(work / workers).max(least.min(tiles));
-        // No request is long enough for two of the smallest splits: each is one worker's.
-        let is_uncut = longest < 2.0 * least;
-        // Nor where the whole requests of a worker are little more than its load.
-        let each = ceil(batch / workers);
-        let is_dealt = self.is_uniform && each * (longest + overhead) <= load + 2.0 * overhead;
-        let (load, most) = if is_dealt {
-            (each * (longest + overhead), ceil(batch / each))
-        } else if is_uncut {
-            (load.max(longest + overhead), batch)
-        } else {
-            (load, workers)
-        };
-        let used = ceil(work / load).min(most).clamp(1.0, workers).min(ceil(tiles));
-        Deal { used, load, items: batch / used, is_whole: is_uncut || is_dealt || used <= 1.0 }
     }
 
     /// Items that have workers of their own, and the tiles of the longest; `None` where items are dealt.
@@ -183,7 +147,13 @@ impl Expect<'_> {
         let steps = f64::from(steps) * ceil(waves).min(waves + 1.0);
         let wide = f64::from(warps / USUAL_WARPS);
         let pace = if is_wide { &self.wide } else { &self.pace };
-        let stream = joined(bytes_us, pace, steps, wide * ceil(blocks * self.per_sm).max(1.0));
+        let stream = joined(
+            bytes_us,
+            pace,
+            steps,
+            wide * ceil(blocks * self.per_sm).max(1.0),
+            if blocks <= self.num_sms && !is_wide { model.lone } else { 0.0 },
+        );
         let (fixed, for_outputs) = match is_wide {
             true => (model.shares_us, model.shares_outputs_us),
             false => (model.cluster_us, model.cluster_outputs_us),
@@ -201,7 +171,7 @@ impl Expect<'_> {
 }
 
 /// How many pieces fixed cuts make of a batch, and the tiles of a whole one.
-fn pieces(run: &RunKey, split_len: u32) -> (f64, f64) {
+pub(crate) fn pieces(run: &RunKey, split_len: u32) -> (f64, f64) {
     let (batch, tokens) = (f64::from(run.batch), run.kv_tokens as f64);
     let pieces = if is_uniform(run) {
         batch * f64::from(run.longest.div_ceil(split_len.max(1)))
@@ -217,7 +187,7 @@ fn whole_waves(waves: f64) -> f64 {
 }
 
 /// [`f64::ceil`] of what is not negative, without the call that processors without SSE 4.1 need.
-fn ceil(x: f64) -> f64 {
+pub(crate) fn ceil(x: f64) -> f64 {
     let whole = (x as u64) as f64;
     if whole < x { whole + 1.0 } else { whole }
 }
@@ -226,8 +196,10 @@ pub(crate) fn is_uniform(run: &RunKey) -> bool {
     u64::from(run.longest) * u64::from(run.batch) == run.kv_tokens
 }
 
-/// Bytes over the bandwidth, steps one after the other, and steps of warps that share a scheduler: the root of their squares.
-fn joined(bytes_us: f64, pace: &Pace, steps: f64, warps: f64) -> f64 {
-    let (chain, issue) = (steps * pace.alone_us, steps * warps * pace.issue_us);
+/// Bytes over the bandwidth, steps one after the other, and steps of warps that share a scheduler: the root of their squares. Steps beyond those
+/// that are fetched ahead take longer by `lone`.
+fn joined(bytes_us: f64, pace: &Pace, steps: f64, warps: f64, lone: f64) -> f64 {
+    let late = lone * (steps - AHEAD).max(0.0);
+    let (chain, issue) = ((steps + late) * pace.alone_us, steps * warps * pace.issue_us);
     (bytes_us * bytes_us + chain * chain + issue * issue).sqrt()
 }

@@ -15,6 +15,7 @@ mod candidates;
 mod choice;
 mod chooser;
 mod date;
+mod deal;
 mod expect;
 mod key;
 mod level;

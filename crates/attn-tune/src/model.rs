@@ -4,7 +4,7 @@
 //! time   = launch + crowd + stream + items + merge
 //! stream = hypot(bytes / read bandwidth, steps x a lone warp's step, steps x warps of a scheduler x its issue)
 //! items  = items of a worker x cost of an item
-//! merge  = nothing where no request is cut; else a fixed cost, and one for each partial of a request
+//! merge  = nothing where no request is cut; else a fixed cost, and one for each partial of the longest request
 //! crowd  = blocks beyond one a multiprocessor, which find no room while the step before still runs
 //! ```
 //!
@@ -132,6 +132,8 @@ pub struct CostModel {
     pub item_us: f64,
     /// Of that, what grows with the outputs, for each 512 more of them.
     pub item_outputs_us: f64,
+    /// Of that, what grows with the head, for 128 more channels.
+    pub item_dim_us: f64,
     /// Of an item's cost, what it costs with a worker of its own.
     pub own_item: f64,
     /// A step of a lone warp: the part that every step has.
@@ -164,9 +166,13 @@ pub struct CostModel {
     pub thin: f64,
     /// How much longer blocks stream that multiprocessors do not hold equally many of.
     pub uneven: f64,
+    /// How much longer workers stream that were dealt parts of unequal requests.
+    pub ragged: f64,
+    /// How much longer a block's steps take that has a multiprocessor to itself, beyond those that are fetched ahead.
+    pub lone: f64,
     /// Stage 2: launch and first loads.
     pub merge_us: f64,
-    /// Stage 2: each further partial of a request.
+    /// Stage 2: each partial of a request that has more of them than one lane folds.
     pub merge_partial_us: f64,
     /// Stage 2: for each 512 more outputs.
     pub merge_outputs_us: f64,
@@ -201,52 +207,56 @@ pub struct CostModel {
 impl Default for CostModel {
     fn default() -> Self {
         Self {
-            launch_us: 2.75,
-            item_us: 3.11,
-            item_outputs_us: 0.536,
-            own_item: 0.959,
-            step_us: 0.0898,
-            step_dim_us: 0.494,
-            issue_us: 0.163,
-            issue_dim_us: 0.0185,
-            scattered_step: 0.445,
-            soft_cap: 0.277,
-            whole_group: 0.828,
-            row_tile: 0.32,
-            paged: 1.06,
-            scattered: 0.919,
-            scattered_two: 0.953,
-            scattered_four: 0.983,
-            scattered_alone: 1.09,
-            thin: 0.628,
-            uneven: 0.0439,
-            merge_us: 4.05,
-            merge_partial_us: 0.00423,
-            merge_outputs_us: 1.88,
-            crowd_us: 0.442,
-            two_heads_us: 0.498,
-            four_heads_us: 3.45,
-            shares_us: 3.05,
-            shares_outputs_us: 0.329,
-            cluster_us: 4.10,
+            launch_us: 6.06,
+            item_us: 1.28,
+            item_outputs_us: 0.539,
+            item_dim_us: 0.447,
+            own_item: 1.99,
+            step_us: 0.105,
+            step_dim_us: 0.326,
+            issue_us: 0.0844,
+            issue_dim_us: 0.0264,
+            scattered_step: 0.700,
+            soft_cap: 0.836,
+            whole_group: 0.734,
+            row_tile: 0.570,
+            paged: 0.987,
+            scattered: 0.880,
+            scattered_two: 0.916,
+            scattered_four: 0.953,
+            scattered_alone: 1.13,
+            thin: 0.742,
+            uneven: 0.0186,
+            ragged: 0.0155,
+            lone: 0.382,
+            merge_us: 0.886,
+            merge_partial_us: 0.00408,
+            merge_outputs_us: 1.24,
+            crowd_us: 0.372,
+            two_heads_us: 1.12,
+            four_heads_us: 4.79,
+            shares_us: 3.31,
+            shares_outputs_us: 0.313,
+            cluster_us: 4.84,
             cluster_outputs_us: 1.54,
-            share_us: 0.0621,
-            shares_step_us: 0.639,
-            shares_step_dim_us: 0.286,
-            shares_issue_us: 0.0129,
-            shares_wave_us: 3.28,
-            shares_crowd_us: 2.67,
+            share_us: 0.0949,
+            shares_step_us: 0.679,
+            shares_step_dim_us: 0.125,
+            shares_issue_us: 0.000001,
+            shares_wave_us: 2.02,
+            shares_crowd_us: 2.22,
         }
     }
 }
 
 impl CostModel {
     /// The constants by name, for who fits them anew (`cargo xtask tune --fit`).
-    pub fn constants(&mut self) -> [(&'static str, &mut f64); 35] {
+    pub fn constants(&mut self) -> [(&'static str, &mut f64); 38] {
         let Self {
             launch_us,
             item_us,
             item_outputs_us,
+            item_dim_us,
             own_item,
             step_us,
             step_dim_us,
@@ -263,6 +273,8 @@ impl CostModel {
             scattered_alone,
             thin,
             uneven,
+            ragged,
+            lone,
             merge_us,
             merge_partial_us,
             merge_outputs_us,
@@ -284,6 +296,7 @@ impl CostModel {
             ("launch_us", launch_us),
             ("item_us", item_us),
             ("item_outputs_us", item_outputs_us),
+            ("item_dim_us", item_dim_us),
             ("own_item", own_item),
             ("step_us", step_us),
             ("step_dim_us", step_dim_us),
@@ -300,6 +313,8 @@ impl CostModel {
             ("scattered_alone", scattered_alone),
             ("thin", thin),
             ("uneven", uneven),
+            ("ragged", ragged),
+            ("lone", lone),
             ("merge_us", merge_us),
             ("merge_partial_us", merge_partial_us),
             ("merge_outputs_us", merge_outputs_us),
@@ -359,6 +374,7 @@ impl CostModel {
             pace: self.pace(key, shape, false),
             wide: self.pace(key, shape, true),
             outputs: f64::from(key.gqa_group * key.q_len * key.head_dim) / USUAL_OUTPUTS - 1.0,
+            channels: f64::from(key.head_dim) / USUAL_DIM - 1.0,
         }
     }
 

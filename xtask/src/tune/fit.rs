@@ -6,6 +6,9 @@
 //! same journals give the same constants.
 
 mod choices;
+mod cross;
+
+pub use cross::run as judge;
 
 use super::journal::{self, Contents};
 use super::share::ModelShare;
@@ -18,10 +21,14 @@ const MOST_ROUNDS: usize = 200;
 /// A constant that has moved by a factor of e weighs as much as this many times that are missed as usual.
 const HOLD: f64 = 10.0;
 
+/// What a miss that all candidates of a step share counts as: no choice depends on it.
+const COMMON: f64 = 0.3;
+
 /// Steps that a report names.
 const NUM_LOSSES: usize = 12;
 
 /// One step and what its candidates took.
+#[derive(Clone)]
 struct Step {
     machine: usize,
     key: StaticKey,
@@ -57,7 +64,13 @@ impl Data {
         let of_step = |step: &Step| -> Vec<f64> {
             let best = step.times.iter().map(|(_, us)| *us).fold(f64::INFINITY, f64::min);
             let times = step.times.iter();
-            times.map(|(choice, us)| best / us * (self.predict(model, step, choice) / us).ln()).collect()
+            let each: Vec<(f64, f64)> = times
+                .map(|(choice, us)| (best / us, (self.predict(model, step, choice) / us).ln()))
+                .collect();
+            let weights: f64 = each.iter().map(|(weight, _)| weight * weight).sum();
+            let mean =
+                each.iter().map(|(weight, miss)| weight * weight * miss).sum::<f64>() / weights.max(1e-9);
+            each.into_iter().map(|(weight, miss)| weight * (miss - (1.0 - COMMON) * mean)).collect()
         };
         self.steps.iter().flat_map(of_step).collect()
     }
@@ -94,13 +107,21 @@ impl Data {
         format!("{device}: {}, {}", step.key, step.run)
     }
 
+    /// The model's choice as a share of the speed of the fastest, and where that is.
+    fn share_at(&self, model: &CostModel, step: &Step) -> Option<(f64, String)> {
+        let [chosen, best] = self.chosen_and_best(model, step)?;
+        Some((best.1 / chosen.1, self.name(step)))
+    }
+
     /// How fast the model's choice among the candidates is, beside the fastest of them.
     fn share(&self, model: &CostModel) -> Option<ModelShare> {
-        let share = |step: &Step| {
-            let [chosen, best] = self.chosen_and_best(model, step)?;
-            Some((best.1 / chosen.1, self.name(step)))
-        };
-        ModelShare::among(self.steps.iter().filter_map(share))
+        ModelShare::among(self.steps.iter().filter_map(|step| self.share_at(model, step)))
+    }
+
+    /// Some of the steps.
+    fn part(&self, keep: impl Fn(&Step) -> bool) -> Self {
+        let steps = self.steps.iter().filter(|step| keep(step)).cloned().collect();
+        Self { machines: self.machines.clone(), steps }
     }
 
     /// The steps where the model's choice loses most.
@@ -137,9 +158,9 @@ fn sum_of_squares(residuals: &[f64]) -> f64 {
     residuals.iter().map(|residual| residual * residual).sum()
 }
 
-/// The constants with the least squares, from those that are in the code.
-fn fit(data: &Data) -> CostModel {
-    let begin: Vec<f64> = values(&CostModel::default()).iter().map(|value| value.max(1e-6).ln()).collect();
+/// The constants with the least squares, from those to `begin` with.
+fn fit(data: &Data, begin: &CostModel) -> CostModel {
+    let begin: Vec<f64> = values(begin).iter().map(|value| value.max(1e-6).ln()).collect();
     let mut logs = begin.clone();
     let cost = |residuals: &[f64], logs: &[f64], hold: f64| {
         let moved = logs.iter().zip(&begin).map(|(log, begin)| (log - begin) * (log - begin));
@@ -216,7 +237,7 @@ fn report(data: &Data) -> Result<String> {
     let before = CostModel::default();
     let num_times = data.residuals(&before).len();
     ensure!(num_times > values(&before).len(), "{num_times} times are too few for a fit");
-    let squares = fit(data);
+    let squares = fit(data, &before);
     let after = choices::polish(data, &squares);
     let mut text = String::new();
     let devices: Vec<&str> = data.machines.iter().map(|machine| machine.device.as_str()).collect();
@@ -310,13 +331,15 @@ mod tests {
             ..CostModel::default()
         };
         let data = Data::of(vec![journal(&truth)]).unwrap();
-        let fitted = fit(&data);
+        let fitted = fit(&data, &CostModel::default());
         let mut names = CostModel::default();
         let pairs = values(&truth).into_iter().zip(values(&fitted)).zip(names.constants());
         for ((want, got), (name, _)) in pairs {
             // What a partial costs, and whatever else is less than the noise of most steps, is lost in it.
-            let is_small =
-                matches!(name, "merge_partial_us" | "crowd_us" | "share_us" | "uneven" | "issue_dim_us");
+            let is_small = matches!(
+                name,
+                "merge_partial_us" | "crowd_us" | "share_us" | "uneven" | "issue_dim_us" | "shares_issue_us"
+            );
             assert!((got / want).ln().abs() < 0.1 || is_small, "{name}: {got} instead of {want}");
         }
         let share = data.share(&fitted).unwrap();
@@ -327,6 +350,34 @@ mod tests {
                 && text.contains("fitted constants: a time is missed by 0."),
             "{text}"
         );
+    }
+
+    #[test]
+    fn constants_that_have_not_seen_a_step_are_good_where_the_model_holds() {
+        let data = Data::of(vec![journal(&CostModel { merge_us: 3.2, ..CostModel::default() })]).unwrap();
+        let text = cross::report(&data).unwrap();
+        let moved: Vec<&str> = text.lines().filter(|line| line.contains("moved for their choices")).collect();
+        // One GPU: halves of its keys, and no other to be judged by.
+        let [line] = moved[..] else { panic!("{text}") };
+        assert!(
+            line.contains(&format!("of {} points", data.steps.len())) && line.contains("; 0 below"),
+            "{line}"
+        );
+        assert!(!text.contains("all other journals"));
+        let halves: Vec<usize> =
+            [0, 1].map(|half| data.steps.iter().filter(|step| cross::half_of(step) == half).count()).to_vec();
+        assert!(halves.iter().all(|count| *count > 0), "{halves:?}");
+    }
+
+    #[test]
+    fn the_codes_constants_are_judged_as_they_are() {
+        let text = cross::judge(&[journal(&CostModel::default())]).unwrap();
+        assert!(
+            text.contains("A GPU with kernels 0123456789ab") && text.contains("; 0 below 85 %, 0 whose"),
+            "{text}"
+        );
+        let other = CostModel { launch_us: 1.0, merge_us: 40.0, shares_us: 60.0, ..CostModel::default() };
+        assert!(!cross::judge(&[journal(&other)]).unwrap().contains("; 0 below 85 %"));
     }
 
     #[test]

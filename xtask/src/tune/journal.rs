@@ -66,7 +66,7 @@ pub struct Journal {
 }
 
 /// A journal's contents.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Contents {
     pub header: Header,
     pub entries: Vec<Entry>,

@@ -65,6 +65,12 @@ pub struct Args {
     /// Measure nothing; fit the cost model's constants to the times in journals of earlier runs
     #[arg(long, value_name = "FILE.journal", num_args = 1..)]
     fit: Vec<PathBuf>,
+    /// Measure nothing; judge the cost model's constants by journals of earlier runs
+    #[arg(long, value_name = "FILE.journal", num_args = 1..)]
+    judge: Vec<PathBuf>,
+    /// With --judge: also fit constants to one half of the keys, and judge them by the other; the same with the GPUs
+    #[arg(long, requires = "judge")]
+    cross: bool,
     /// Measure nothing; make these profiles those that ship, and draw them
     #[arg(long, value_name = "FILE.toml", num_args = 1..)]
     ship: Vec<PathBuf>,
@@ -86,6 +92,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if !args.fit.is_empty() {
         return fit::run(&args.fit);
+    }
+    if !args.judge.is_empty() {
+        return fit::judge(&args.judge, args.cross);
     }
     if !args.ship.is_empty() {
         return args.ship.iter().try_for_each(|file| ship(file));

@@ -10,7 +10,7 @@ const MOST_ROUNDS: usize = 12;
 /// A choice that loses so much (as a logarithm) counts as one, with the fourth power of its loss: what is aimed at is the worst.
 const LOSS: f64 = 0.15;
 /// What one such loss counts as, in squared residuals.
-const WEIGHT: f64 = 3.0;
+const WEIGHT: f64 = 8.0;
 /// What a choice that nobody has timed counts as.
 const UNTIMED: f64 = 0.2;
 
@@ -24,13 +24,15 @@ fn losses(data: &Data, model: &CostModel) -> f64 {
     WEIGHT * data.steps.iter().map(of_step).sum::<f64>()
 }
 
+/// What constants are judged by: missed times and lost choices together.
+pub(super) fn cost(data: &Data, model: &CostModel) -> f64 {
+    sum_of_squares(&data.residuals(model)) + losses(data, model)
+}
+
 /// Moves one constant after the other as long as choices and expected times together get better.
 pub(super) fn polish(data: &Data, model: &CostModel) -> CostModel {
     let mut logs: Vec<f64> = values(model).iter().map(|value| value.max(1e-6).ln()).collect();
-    let cost = |logs: &[f64]| {
-        let model = with_logs(logs);
-        sum_of_squares(&data.residuals(&model)) + losses(data, &model)
-    };
+    let cost = |logs: &[f64]| cost(data, &with_logs(logs));
     let mut best = cost(&logs);
     for _ in 0..MOST_ROUNDS {
         let before = best;
