@@ -30,7 +30,7 @@ const LEAST_SPLITS: [u32; 4] = [1, 2, 4, 8];
 
 /// Of what a worker of a full device would have, the longest item where each has a worker of its own.
 const ITEM_SHARE: f64 = 0.65;
-/// And those that are tried.
+/// And those that are tried. An item by several heads takes so many times as long, and there are so many times the workers.
 const ITEM_SHARES: [f64; 3] = [1.0, ITEM_SHARE, 0.4];
 /// Such items are for batches of so many requests for each worker, at least: with a quarter of one, dealt items were up to twice as fast
 /// (H100 and H200), with one and more anything from 21 % faster to 19 % slower.
@@ -59,8 +59,8 @@ pub struct Candidates {
     num_dealt: usize,
     heads_per_block: Option<&'static [u32]>,
     next: usize,
-    /// Tiles of an item at most, where each has a worker of its own; 0 where none should.
-    item_tiles: [u32; 3],
+    /// Tiles of an item at most, where each has a worker of its own, and heads of a block; 0 tiles where none should.
+    own_items: [(u32, u32); ITEM_SHARES.len() * HEADS_PER_BLOCK.len()],
     /// Bit `n - 1`: requests in `n` shares.
     shares: u32,
     /// The same for shares of several heads a block.
@@ -77,13 +77,16 @@ impl Candidates {
         let pairs = run.batch.saturating_mul(run.num_kv_heads).saturating_mul(shape.row_blocks);
         let most = (8 * few.full / pairs.max(1)).clamp(1, MAX_SHARES).min(shape.most_shares);
         let shares = if key.policy == PolicyClass::Throughput { (1 << most) - 1 } else { 0 };
-        let item_tiles = match key.policy {
-            PolicyClass::Throughput => ITEM_SHARES.map(|share| item_tiles_of(few.full, share, shape, run)),
-            PolicyClass::BatchInvariant { .. } => few.item_tiles,
-        };
         let heads = few.share_heads_per_block;
+        let mut own_items = few.own_items;
+        if key.policy == PolicyClass::Throughput {
+            let of_heads = |heads: &'static u32| ITEM_SHARES.map(|share| (share, *heads));
+            for (place, (share, heads)) in own_items.iter_mut().zip(heads.iter().flat_map(of_heads)) {
+                *place = (item_tiles_of(few.full, share / f64::from(heads), shape, run), heads);
+            }
+        }
         Self {
-            item_tiles,
+            own_items,
             heads_per_block: Some(heads),
             num_dealt: FILLS.len() * heads.len() * LEAST_SPLITS.len(),
             shares,
@@ -109,16 +112,17 @@ impl Candidates {
             (false, true) => &FEW_SHORT,
             (false, false) => FEW_SHORT.split_at(NUM_SHORT_OF_ONE_HEAD).0,
         };
+        let own_item = match key.policy {
+            PolicyClass::BatchInvariant { .. } => 1,
+            PolicyClass::Throughput if has_one_fewer && own_items_pay(full, key, shape, run) => {
+                item_tiles_of(full, ITEM_SHARE, shape, run)
+            }
+            PolicyClass::Throughput => 0,
+        };
         Self {
             full,
             one_fewer: if has_one_fewer { full - num_sms } else { full * ONE_FEWER / 8 },
-            item_tiles: match key.policy {
-                PolicyClass::BatchInvariant { .. } => [1, 0, 0],
-                PolicyClass::Throughput if has_one_fewer && own_items_pay(full, key, shape, run) => {
-                    [item_tiles_of(full, ITEM_SHARE, shape, run), 0, 0]
-                }
-                PolicyClass::Throughput => [0; 3],
-            },
+            own_items: std::array::from_fn(|at| if at == 0 { (own_item, 1) } else { (0, 1) }),
             dealt,
             num_dealt: dealt.len(),
             heads_per_block: None,
@@ -237,8 +241,10 @@ impl Iterator for Candidates {
             });
         }
         let full = Choice { item_overhead: ITEM_OVERHEAD, ..Choice::dealt(self.full.min(1 << 16)) };
-        if let Some(item_tiles) = self.item_tiles.iter_mut().find(|item_tiles| **item_tiles > 0) {
-            return Some(Choice { item_tiles: std::mem::take(item_tiles), ..full });
+        if let Some(own) = self.own_items.iter_mut().find(|(item_tiles, _)| *item_tiles > 0) {
+            let (item_tiles, heads_per_block) = std::mem::replace(own, (0, 1));
+            let item_overhead = ITEM_OVERHEAD / heads_per_block;
+            return Some(Choice { item_tiles, heads_per_block, item_overhead, ..full });
         }
         let (num_shares, heads_per_block) = self.next_shares()?;
         Some(Choice { num_shares, heads_per_block, ..full })

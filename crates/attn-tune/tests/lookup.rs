@@ -141,6 +141,22 @@ fn all_numbers_of_shares_are_candidates_of_a_search() {
 }
 
 #[test]
+fn scattered_rows_are_searched_with_items_of_several_heads() {
+    let ragged = RunKey { batch: 64, num_kv_heads: 8, kv_tokens: 321_000, longest: 16_384 };
+    let items = |name| -> Vec<(u32, u32)> {
+        attn_tune::Candidates::all(132, &key(name), &shape(), &ragged)
+            .filter(|choice| choice.num_shares == 0 && choice.item_tiles > 0)
+            .map(|choice| (choice.heads_per_block, choice.item_tiles))
+            .collect()
+    };
+    let scattered = items("d128 k8 v8 f16 gqa4 q1 planes-scattered throughput");
+    // As long as a worker's load and two parts of it, shorter by as much as a block has more heads.
+    assert_eq!(scattered, [(1, 101), (1, 65), (1, 40), (2, 50), (2, 32), (2, 20), (4, 25), (4, 16), (4, 10)]);
+    assert_eq!(items(KEY), [(1, 101), (1, 65), (1, 40)]);
+    assert_eq!(items("d128 k8 v8 f16 gqa4 q1 planes-scattered batch-invariant-512"), [(1, 1)]);
+}
+
+#[test]
 fn distance_is_a_metric_on_what_matters() {
     let (a, b) = (uniform(8, 2048), uniform(4, 4096));
     assert_eq!(a.distance(&b), b.distance(&a));
