@@ -34,7 +34,7 @@ pub use attn_kernels::DeviceView;
 pub use backend::{Backend, Device, Executor, Isolation, NormalDecode};
 pub use backends::{CpuBackend, CpuInt8Backend, cpu_split_config};
 #[cfg(feature = "cuda")]
-pub use backends::{CudaBackend, cuda_chooser, cuda_tuner};
+pub use backends::{CudaBackend, cuda_chooser, cuda_tuner, explain_cuda};
 pub use capability::{Capability, Missing, Refusal};
 pub use descriptor::Descriptor;
 pub use error::{Array, Error};

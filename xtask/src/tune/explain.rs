@@ -3,7 +3,7 @@
 use super::Args;
 use crate::bench::case::Case;
 use anyhow::{Context, Result, ensure};
-use attn_backend::{cuda_chooser, cuda_tuner};
+use attn_backend::{cuda_chooser, cuda_tuner, explain_cuda};
 use attn_kernels::device::{CacheArgs, CudaDevice, Kernels};
 use attn_kernels::key::Arithmetic;
 use attn_tune::{Level, RunKey};
@@ -41,7 +41,11 @@ pub fn run(args: &Args) -> Result<()> {
             let decoder = kernels.decoder(&params, &case.spec, Arithmetic::Mma)?;
             let chooser = cuda_chooser(&tuner, &layout, &case.spec, case.policy, &decoder);
             let run = RunKey::of_step(&case.spec, &case.kv_lens);
-            println!("{run}, {}\n    {}", chooser.key(), chooser.choose(&run));
+            let decision = chooser.choose(&run);
+            let any = *views.first().context("a cache has buffers")?;
+            let step = (&case.spec, &case.kv_lens[..]);
+            let what = explain_cuda(&decoder, &chooser, &decision, case.policy, step, any)?;
+            println!("{run}, {}\n    {what}", chooser.key());
         }
     }
     Ok(())

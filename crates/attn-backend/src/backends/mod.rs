@@ -6,7 +6,7 @@ mod cuda;
 
 pub use cpu::{CpuBackend, CpuInt8Backend, cpu_split_config};
 #[cfg(feature = "cuda")]
-pub use cuda::{CudaBackend, cuda_chooser, cuda_tuner};
+pub use cuda::{CudaBackend, cuda_chooser, cuda_tuner, explain_cuda};
 
 use crate::{BackendId, FormatKey, Operation, OperationKey, Registry};
 use std::sync::Arc;

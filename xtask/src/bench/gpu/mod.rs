@@ -97,12 +97,12 @@ impl Bench<'_> {
         let text = format!(
             "{}: {} {}, {} heads a block, {} items, {} partials, {}",
             split.policy,
-            if split.num_shares > 0 { split.num_shares } else { split.num_workers },
-            if split.num_shares > 0 { "shares" } else { "workers" },
+            if plan.num_shares > 0 { plan.num_shares } else { plan.plan.num_busy_workers() },
+            if plan.num_shares > 0 { "shares" } else { "workers" },
             plan.heads_per_block,
             plan.plan.items().len(),
             plan.plan.num_partials(),
-            step.decoder.instance().key
+            step.symbol(&plan)
         );
         Ok(Measured {
             microseconds,

@@ -31,6 +31,21 @@ pub struct DevicePlan {
     pub wide: bool,
 }
 
+impl DevicePlan {
+    fn args(&self) -> PlanArgs {
+        PlanArgs {
+            items: self.items.view(),
+            worker_starts: self.worker_starts.view(),
+            request_partials: self.request_partials.view(),
+            num_workers: self.plan.num_busy_workers(),
+            heads_per_block: self.heads_per_block,
+            wide: self.wide,
+            num_shares: self.num_shares,
+            has_partials: self.plan.num_partials() > 0,
+        }
+    }
+}
+
 /// Everything that the launches of one case share.
 pub struct Step<'a> {
     bench: &'a Bench<'a>,
@@ -117,6 +132,11 @@ impl<'a> Step<'a> {
             heads_per_block: decoder.heads_per_block(split.heads_per_block, spec.num_kv_heads),
             num_shares: decoder.num_shares(split),
         })
+    }
+
+    /// The kernel of stage 1 that runs by a plan.
+    pub fn symbol(&self, plan: &DevicePlan) -> &str {
+        self.decoder.symbol_for(&plan.args())
     }
 
     /// Microseconds of a launch by a plan, one for each replay.
@@ -241,15 +261,9 @@ impl<'a> Step<'a> {
             lse: None,
             kv_lens: self.kv_lens.view(),
             plan: PlanArgs {
-                items: plan.items.view(),
-                worker_starts: plan.worker_starts.view(),
-                request_partials: plan.request_partials.view(),
-                num_workers: plan.plan.num_busy_workers(),
-                heads_per_block: plan.heads_per_block,
-                wide: plan.wide,
-                num_shares: plan.num_shares,
                 has_partials: plan.plan.num_partials() > 0
                     && decoder.instance().key.kind == KernelKind::Stage1,
+                ..plan.args()
             },
             // No kernel here writes the cache; a model's append writes the last token.
             ready: Ready::History,

@@ -2,7 +2,7 @@
 
 use super::CudaBackend;
 use super::errors::of_device;
-use super::schedule::{cuda_chooser, cuda_tuner};
+use super::schedule::{cuda_chooser, cuda_tuner, explain_cuda, plan_args};
 use super::transfer::{Download, Grow, Upload};
 use crate::{BackendId, Descriptor, Error, Executor, Expect, Input, Memory, NormalDecode, Output, Stream};
 use attn_kernels::DeviceView;
@@ -201,12 +201,8 @@ impl CudaExecutor {
     ) -> Result<(), DeviceError> {
         self.planned = None;
         let decoder = self.decoder(request.spec)?;
-        let (mut heads_per_block, mut num_shares, mut wide) = (1, 0, false);
-        if let (Some(Variant { decoder, .. }), Some(config)) = (self.variants.get(decoder), plan.config()) {
-            heads_per_block = decoder.heads_per_block(config.heads_per_block, request.spec.num_kv_heads);
-            num_shares = decoder.num_shares(config);
-            wide = decoder.takes_wide_blocks(config, plan.num_busy_workers(), request.spec.num_kv_heads);
-        }
+        let shares = |variant: &Variant| plan.config().map_or(0, |config| variant.decoder.num_shares(config));
+        let num_shares = self.variants.get(decoder).map_or(0, shares);
         let same = |arrays: &SpecArrays| {
             arrays.spec.alibi_slopes == request.spec.alibi_slopes && arrays.spec.sinks == request.spec.sinks
         };
@@ -244,16 +240,9 @@ impl CudaExecutor {
         };
         let (worker_starts, request_partials) = (upload.put(workers), upload.put(partials));
         upload.send(stream)?;
-        let args = PlanArgs {
-            items,
-            worker_starts,
-            request_partials,
-            num_workers: plan.num_busy_workers(),
-            heads_per_block,
-            wide,
-            num_shares,
-            has_partials: num_partials > 0,
-        };
+        let no_kernels = || DeviceError::Launch { what: "there are no kernels for the plan".to_owned() };
+        let Variant { decoder: kernels, .. } = self.variants.get(decoder).ok_or_else(no_kernels)?;
+        let args = plan_args(kernels, request.spec, plan, [items, worker_starts, request_partials]);
         self.planned =
             Some(Planned { args, kv_lens, pages: PageTableArgs { indices, rows }, decoder, arrays });
         Ok(())
@@ -409,8 +398,11 @@ impl Executor for CudaExecutor {
 
     fn explain_split(&mut self, spec: &DecodeSpec, kv_lens: &[u32]) -> Option<String> {
         let variant = self.decoder(spec).ok()?;
-        let chooser = self.variants.get(variant)?.chooser.as_ref()?;
-        Some(chooser.choose(&RunKey::of_step(spec, kv_lens)).to_string())
+        let Variant { decoder, chooser, .. } = self.variants.get(variant)?;
+        let chooser = chooser.as_ref()?;
+        let decision = chooser.choose(&RunKey::of_step(spec, kv_lens));
+        let (step, any) = ((spec, kv_lens), self.report.view());
+        explain_cuda(decoder, chooser, &decision, self.policy, step, any).ok()
     }
 
     fn plan(&mut self, request: &DecodeRequest<'_>, plan: &SplitPlan) -> Result<(), Error> {

@@ -8,7 +8,7 @@ mod schedule;
 mod transfer;
 mod warm_up;
 
-pub use schedule::{cuda_chooser, cuda_tuner};
+pub use schedule::{cuda_chooser, cuda_tuner, explain_cuda};
 
 use crate::{
     Backend, BackendId, Capability, Descriptor, Device, Error, Executor, Isolation, Memory, MemoryKind,

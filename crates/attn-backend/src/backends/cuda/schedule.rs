@@ -1,10 +1,11 @@
 //! How steps are cut on a CUDA device: the profiles that fit it, and a chooser for each kernel.
 
-use attn_kernels::device::Decoder;
+use attn_kernels::DeviceView;
+use attn_kernels::device::{Decoder, PlanArgs};
 use attn_kernels::image;
 use attn_kernels::probe::DeviceFacts;
-use attn_plan::{DecodeSpec, SplitPolicy};
-use attn_tune::{Chooser, Level, Machine, Shape, StaticKey, Tuner};
+use attn_plan::{DecodeSpec, SplitPlan, SplitPolicy};
+use attn_tune::{Chooser, Decision, Level, Machine, Shape, StaticKey, Tuner};
 use kv_quant::CacheLayout;
 
 /// Share of the memory's nominal bandwidth that a streaming read reaches, where no profile has measured it.
@@ -58,4 +59,64 @@ pub fn cuda_chooser(
     let instance = decoder.instance();
     let shape = Shape::new(layout, &key, decoder.blocks_per_sm(), instance.max_heads, instance.key.rows());
     tuner.chooser(key, shape.with_shares(decoder.most_shares()).with_share_blocks(decoder.share_blocks()))
+}
+
+/// How a plan is launched. `arrays`: its items, the workers' first items and the requests' first partials.
+pub(super) fn plan_args(
+    decoder: &Decoder,
+    spec: &DecodeSpec,
+    plan: &SplitPlan,
+    arrays: [DeviceView; 3],
+) -> PlanArgs {
+    let [items, worker_starts, request_partials] = arrays;
+    let (mut heads_per_block, mut num_shares, mut wide) = (1, 0, false);
+    if let Some(config) = plan.config() {
+        heads_per_block = decoder.heads_per_block(config.heads_per_block, spec.num_kv_heads);
+        num_shares = decoder.num_shares(config);
+        wide = decoder.takes_wide_blocks(config, plan.num_busy_workers(), spec.num_kv_heads);
+    }
+    PlanArgs {
+        items,
+        worker_starts,
+        request_partials,
+        num_workers: plan.num_busy_workers(),
+        heads_per_block,
+        wide,
+        num_shares,
+        // Shares are merged where they are made.
+        has_partials: num_shares == 0 && plan.num_partials() > 0,
+    }
+}
+
+/// A decision in words, and what is launched by it: `Decoder::deal` may have other workers, and each kind of plan a kernel of its own.
+/// `any`: some memory of the device, which nothing reads.
+///
+/// # Errors
+/// A step that no plan is made for.
+pub fn explain_cuda(
+    decoder: &Decoder,
+    chooser: &Chooser,
+    decision: &Decision,
+    policy: SplitPolicy,
+    step: (&DecodeSpec, &[u32]),
+    any: DeviceView,
+) -> Result<String, attn_plan::Error> {
+    let (spec, kv_lens) = step;
+    let split = decision.choice.split(policy, spec.num_kv_heads, chooser.shape().row_blocks);
+    let plan = SplitPlan::new(spec, kv_lens, &decoder.deal(split, spec.num_kv_heads))?;
+    let args = plan_args(decoder, spec, &plan, [any; 3]);
+    let symbol = decoder.symbol_for(&args);
+    Ok(match args.num_shares {
+        0 => {
+            let (items, partials) = (plan.items().len(), plan.num_partials());
+            let (workers, heads) = (args.num_workers, args.heads_per_block);
+            format!(
+                "{decision}; launched: {workers} workers of {heads} heads a block, {items} items, {partials} partials, {symbol}"
+            )
+        }
+        shares => {
+            let heads = args.heads_per_block;
+            format!("{decision}; launched: {shares} shares of {heads} heads a block, {symbol}")
+        }
+    })
 }
