@@ -1,7 +1,7 @@
 //! The choices that a search looks at.
 
 use crate::choice::{Choice, HEADS_PER_BLOCK, TILE_LEN};
-use crate::model::{CLUSTER_ROOM, USUAL_WARPS};
+use crate::model::{USUAL_WARPS, cluster_room};
 use crate::{PolicyClass, RunKey, Shape, StaticKey};
 use attn_plan::MAX_SHARES;
 
@@ -211,10 +211,10 @@ fn shares_of(num_sms: u32, key: &StaticKey, shape: &Shape, run: &RunKey) -> u32 
         let fits = match shares {
             1 => len <= LONGEST_WHOLE,
             2 => len <= longest && blocks <= MOST_WAVES * room,
-            // Larger clusters leave gaps, and no room for the next step beside them.
+            // Large clusters leave no room for the next step beside them.
             _ => {
                 len <= longest
-                    && f64::from(blocks) <= CLUSTER_ROOM * f64::from(room)
+                    && f64::from(blocks) <= cluster_room(shares) * f64::from(room)
                     && (shares <= MOST_CROWDED_SHARES || blocks <= num_sms)
             }
         };

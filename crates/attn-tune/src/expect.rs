@@ -1,7 +1,7 @@
 //! What the cost model expects of one step, choice by choice.
 
 use crate::choice::{Choice, HEADS_PER_BLOCK, TILE_LEN};
-use crate::model::{CLUSTER_ROOM, CostModel, USUAL_WARPS};
+use crate::model::{CostModel, USUAL_WARPS, cluster_room};
 use crate::{PolicyClass, RunKey, Shape, StaticKey};
 
 /// Tokens that a warp takes at a time.
@@ -139,7 +139,7 @@ impl Expect<'_> {
         let is_wide = warps > USUAL_WARPS;
         let room = self.num_sms * f64::from(blocks_per_sm);
         // Whole clusters leave gaps, but for pairs.
-        let room = if choice.num_shares > 2 { room * CLUSTER_ROOM } else { room };
+        let room = room * cluster_room(choice.num_shares);
         let (waves, blocks) = ((all / room).max(1.0), all.min(room));
         // The longest share ends last, and its last step counts whole; so does the last wave.
         let share_tiles = run.longest.div_ceil(TILE_LEN).div_ceil(choice.num_shares).max(1);

@@ -120,8 +120,11 @@ const LINE_BYTES: u32 = 128;
 const USUAL_DIM: f64 = 128.0;
 /// And the outputs of a kv head: four query heads of it.
 const USUAL_OUTPUTS: f64 = 512.0;
-/// Share of a full device that clusters fill before some must wait.
-pub(crate) const CLUSTER_ROOM: f64 = 0.85;
+/// Share of a full device that clusters of so many blocks fill before some must wait. Larger ones leave gaps, but for those of four, which the
+/// device places where most room is.
+pub(crate) fn cluster_room(num_shares: u32) -> f64 {
+    if matches!(num_shares, 0..=2 | 4) { 1.0 } else { 0.85 }
+}
 
 /// The constants. [`Self::default`] was fitted to measurements; `docs/tuning.md` says to which and how well.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
