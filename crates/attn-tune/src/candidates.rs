@@ -46,6 +46,9 @@ const LONGEST_WIDE_SHARE: u32 = 128;
 const LONGEST_WHOLE: u32 = 512;
 /// Shares of a request where blocks are more than multiprocessors: larger clusters find no room beside the step before.
 const MOST_CROWDED_SHARES: u32 = 10;
+/// Shares of which a block a multiprocessor would stand two each on half of them: somewhat fewer or more are faster, but for the largest clusters,
+/// which have no other.
+const SIDE_BY_SIDE: core::ops::RangeInclusive<u32> = 5..=8;
 /// Waves of shares of a request, where it has several.
 const MOST_WAVES: u32 = 2;
 
@@ -187,7 +190,7 @@ fn own_items_pay(full: u32, key: &StaticKey, shape: &Shape, run: &RunKey) -> boo
     !key.layout.is_scattered() && is_ragged && is_many && ITEM_SHARE * tiles >= LEAST_ITEM
 }
 
-/// Numbers of shares that may be best: half a block a multiprocessor, one, one and a half, two, pairs, and the request whole.
+/// Numbers of shares that may be best: half a block a multiprocessor, three quarters, one, one and a half, two, pairs, and the request whole.
 fn shares_of(num_sms: u32, key: &StaticKey, shape: &Shape, run: &RunKey) -> u32 {
     let pairs = run.batch.saturating_mul(run.num_kv_heads).saturating_mul(shape.row_blocks);
     if key.policy != PolicyClass::Throughput || pairs == 0 || shape.most_shares == 0 {
@@ -201,7 +204,7 @@ fn shares_of(num_sms: u32, key: &StaticKey, shape: &Shape, run: &RunKey) -> u32 
     let longest = if is_wide && !key.layout.is_scattered() { LONGEST_WIDE_SHARE } else { LONGEST_SHARE };
     let room = num_sms * blocks_per_sm;
     let power = |blocks: u32| 1 << (blocks / pairs).clamp(1, MAX_SHARES).ilog2();
-    let halves = [num_sms / 2, num_sms, 3 * num_sms / 2].map(|blocks| blocks / pairs);
+    let halves = [num_sms / 2, 3 * num_sms / 4, num_sms, 3 * num_sms / 2].map(|blocks| blocks / pairs);
     let powers = [num_sms / 2, num_sms, 2 * num_sms].map(power);
     let mut candidates = 0;
     for shares in halves.into_iter().chain(powers).chain([2, 1]) {
@@ -216,6 +219,7 @@ fn shares_of(num_sms: u32, key: &StaticKey, shape: &Shape, run: &RunKey) -> u32 
                 len <= longest
                     && f64::from(blocks) <= cluster_room(shares) * f64::from(room)
                     && (shares <= MOST_CROWDED_SHARES || blocks <= num_sms)
+                    && !(SIDE_BY_SIDE.contains(&shares) && 8 * blocks > 7 * num_sms && blocks <= num_sms)
             }
         };
         if fits {

@@ -1,7 +1,7 @@
 //! What the cost model expects of one step, choice by choice.
 
 use crate::choice::{Choice, HEADS_PER_BLOCK, TILE_LEN};
-use crate::model::{CostModel, USUAL_WARPS, cluster_room};
+use crate::model::{CostModel, USUAL_WARPS, cluster_room, stands_side_by_side};
 use crate::{PolicyClass, RunKey, Shape, StaticKey};
 
 /// Tokens that a warp takes at a time.
@@ -147,8 +147,11 @@ impl Expect<'_> {
         let steps = f64::from(steps) * ceil(waves).min(waves + 1.0);
         let wide = f64::from(warps / USUAL_WARPS);
         let pace = if is_wide { &self.wide } else { &self.pace };
+        let is_crowded =
+            stands_side_by_side(choice.num_shares) && 2.0 * blocks > self.num_sms && blocks <= self.num_sms;
+        let side_by_side = if is_crowded { model.side_by_side } else { 0.0 };
         let stream = joined(
-            bytes_us,
+            bytes_us * (1.0 + side_by_side),
             pace,
             steps,
             wide * ceil(blocks * self.per_sm).max(1.0),

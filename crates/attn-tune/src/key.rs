@@ -125,7 +125,7 @@ pub struct StaticKey {
 impl StaticKey {
     /// Whether four heads of a block go through scattered rows in step, and gain by it (`docs/kernel-log.md`, section 17).
     pub fn goes_in_step(&self) -> bool {
-        self.layout == LayoutClass::PlanesScattered
+        self.layout.is_scattered()
             && self.head_dim == 128
             && (self.k_group_len, self.v_group_len) == (8, 8)
             && self.scale_type == ScaleType::F16

@@ -120,10 +120,15 @@ const LINE_BYTES: u32 = 128;
 const USUAL_DIM: f64 = 128.0;
 /// And the outputs of a kv head: four query heads of it.
 const USUAL_OUTPUTS: f64 = 512.0;
-/// Share of a full device that clusters of so many blocks fill before some must wait. Larger ones leave gaps, but for those of four, which the
-/// device places where most room is.
+/// Whether the blocks of clusters of so many stand side by side, two on a multiprocessor while others have none of this step: pairs spread, and
+/// those of four are placed where most room is.
+pub(crate) fn stands_side_by_side(num_shares: u32) -> bool {
+    !matches!(num_shares, 0..=2 | 4)
+}
+
+/// Share of a full device that clusters of so many blocks fill before some must wait: those that stand side by side leave gaps.
 pub(crate) fn cluster_room(num_shares: u32) -> f64 {
-    if matches!(num_shares, 0..=2 | 4) { 1.0 } else { 0.85 }
+    if stands_side_by_side(num_shares) { 0.85 } else { 1.0 }
 }
 
 /// The constants. [`Self::default`] was fitted to measurements; `docs/tuning.md` says to which and how well.
@@ -205,56 +210,59 @@ pub struct CostModel {
     pub shares_wave_us: f64,
     /// For each block of a multiprocessor beyond half a one: two steps no longer fit side by side.
     pub shares_crowd_us: f64,
+    /// How much longer blocks stream that stand side by side.
+    pub side_by_side: f64,
 }
 
 impl Default for CostModel {
     fn default() -> Self {
         Self {
-            launch_us: 6.06,
-            item_us: 1.28,
-            item_outputs_us: 0.539,
-            item_dim_us: 0.447,
-            own_item: 1.99,
-            step_us: 0.105,
-            step_dim_us: 0.326,
-            issue_us: 0.0844,
-            issue_dim_us: 0.0264,
-            scattered_step: 0.700,
-            soft_cap: 0.836,
-            whole_group: 0.734,
-            row_tile: 0.570,
-            paged: 0.987,
-            scattered: 0.880,
-            scattered_two: 0.916,
-            scattered_four: 0.953,
-            scattered_alone: 1.13,
-            thin: 0.742,
-            uneven: 0.0186,
-            ragged: 0.0155,
-            lone: 0.382,
-            merge_us: 0.886,
-            merge_partial_us: 0.00408,
-            merge_outputs_us: 1.24,
-            crowd_us: 0.372,
-            two_heads_us: 1.12,
-            four_heads_us: 4.79,
-            shares_us: 3.31,
-            shares_outputs_us: 0.313,
-            cluster_us: 4.84,
-            cluster_outputs_us: 1.54,
-            share_us: 0.0949,
-            shares_step_us: 0.679,
-            shares_step_dim_us: 0.125,
-            shares_issue_us: 0.000001,
-            shares_wave_us: 2.02,
-            shares_crowd_us: 2.22,
+            launch_us: 4.18,
+            item_us: 2.73,
+            item_outputs_us: 0.35661,
+            item_dim_us: 0.65766,
+            own_item: 1.291,
+            step_us: 0.195,
+            step_dim_us: 0.343,
+            issue_us: 0.11534,
+            issue_dim_us: 0.030291,
+            scattered_step: 0.39819,
+            soft_cap: 1.1276,
+            whole_group: 0.987,
+            row_tile: 0.40928,
+            paged: 1.14,
+            scattered: 0.908,
+            scattered_two: 0.919,
+            scattered_four: 0.95743,
+            scattered_alone: 0.90118,
+            thin: 0.55477,
+            uneven: 0.013534,
+            ragged: 0.0078995,
+            lone: 0.00457,
+            merge_us: 1.0511,
+            merge_partial_us: 0.0011905,
+            merge_outputs_us: 0.59025,
+            crowd_us: 0.69488,
+            two_heads_us: 0.663,
+            four_heads_us: 4.4699,
+            shares_us: 3.27,
+            shares_outputs_us: 0.24541,
+            cluster_us: 5.133,
+            cluster_outputs_us: 1.2904,
+            share_us: 0.069595,
+            shares_step_us: 0.623,
+            shares_step_dim_us: 0.0924,
+            shares_issue_us: 0.0,
+            shares_wave_us: 13.308,
+            shares_crowd_us: 1.07,
+            side_by_side: 0.211,
         }
     }
 }
 
 impl CostModel {
     /// The constants by name, for who fits them anew (`cargo xtask tune --fit`).
-    pub fn constants(&mut self) -> [(&'static str, &mut f64); 38] {
+    pub fn constants(&mut self) -> [(&'static str, &mut f64); 39] {
         let Self {
             launch_us,
             item_us,
@@ -294,6 +302,7 @@ impl CostModel {
             shares_issue_us,
             shares_wave_us,
             shares_crowd_us,
+            side_by_side,
         } = self;
         [
             ("launch_us", launch_us),
@@ -334,6 +343,7 @@ impl CostModel {
             ("shares_issue_us", shares_issue_us),
             ("shares_wave_us", shares_wave_us),
             ("shares_crowd_us", shares_crowd_us),
+            ("side_by_side", side_by_side),
         ]
     }
 
@@ -404,8 +414,8 @@ impl CostModel {
         let reach = match heads_per_block {
             _ if run.num_kv_heads <= 1 => self.scattered_alone,
             1 => self.scattered,
-            2 => self.scattered_two,
-            _ => self.scattered_four,
+            4.. if key.goes_in_step() || key.head_dim < 128 => self.scattered_four,
+            _ => self.scattered_two,
         };
         // A neighbour's half of a line comes along, and is there no more when its turn comes.
         reach * if key.head_dim < LINE_BYTES { self.thin } else { 1.0 }

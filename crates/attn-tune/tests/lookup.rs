@@ -126,8 +126,6 @@ fn blocks_of_eight_warps_share_out_more() {
     assert!((1..=2).contains(&of(&single(128, 2048))));
     assert_eq!(of(&uniform(1, 131_072)), 0);
     assert!((1..=2).contains(&of(&uniform(16, 2048))));
-    // 320 pairs are a wave of 264 and a fifth: workers end together.
-    assert_eq!(of(&uniform(40, 2048)), 0);
     assert_eq!(of(&RunKey::of([8192, 500, 500, 500, 500, 500, 500, 500], 8)), 0);
 }
 

@@ -5,21 +5,21 @@ use super::{Data, Step, sum_of_squares, values, with_logs};
 use attn_tune::CostModel;
 
 /// Factors that a constant is moved by, the largest first.
-const FACTORS: [f64; 5] = [1.5, 1.2, 1.08, 1.03, 1.01];
-const MOST_ROUNDS: usize = 12;
-/// A choice that loses so much (as a logarithm) counts as one, with the fourth power of its loss: what is aimed at is the worst.
+const FACTORS: [f64; 7] = [2.5, 1.5, 1.2, 1.08, 1.03, 1.01, 1.003];
+const MOST_ROUNDS: usize = 20;
+/// A choice that loses so much (as a logarithm) counts as one, with the sixth power of its loss: what is aimed at is the worst.
 const LOSS: f64 = 0.15;
 /// What one such loss counts as, in squared residuals.
 const WEIGHT: f64 = 8.0;
 /// What a choice that nobody has timed counts as.
-const UNTIMED: f64 = 0.2;
+const UNTIMED: f64 = 0.17;
 
 /// What the model's choices lose, as residuals are counted.
 fn losses(data: &Data, model: &CostModel) -> f64 {
     let of_step = |step: &Step| {
         let pair = data.chosen_and_best(model, step);
         let loss = pair.map_or(UNTIMED, |[chosen, best]| (chosen.1 / best.1).ln());
-        (loss / LOSS).powi(4)
+        (loss / LOSS).powi(6)
     };
     WEIGHT * data.steps.iter().map(of_step).sum::<f64>()
 }
