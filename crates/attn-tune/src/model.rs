@@ -116,6 +116,8 @@ pub const USUAL_WARPS: u32 = 4;
 const TILE_ROWS: u32 = 8;
 /// Bytes that the memory gives at a time.
 const LINE_BYTES: u32 = 128;
+/// A cache past which it matters that heads are read at different times (`docs/kernel-log.md`, section 17).
+const DRIFT_BYTES: f64 = 7e8;
 /// The head that the constants are of.
 const USUAL_DIM: f64 = 128.0;
 /// And the outputs of a kv head: four query heads of it.
@@ -212,6 +214,8 @@ pub struct CostModel {
     pub shares_crowd_us: f64,
     /// How much longer blocks stream that stand side by side.
     pub side_by_side: f64,
+    /// How much longer blocks of one head stream scattered rows, for each doubling of a large cache.
+    pub drift: f64,
 }
 
 impl Default for CostModel {
@@ -219,50 +223,51 @@ impl Default for CostModel {
         Self {
             launch_us: 4.18,
             item_us: 2.73,
-            item_outputs_us: 0.35661,
-            item_dim_us: 0.65766,
+            item_outputs_us: 0.35236,
+            item_dim_us: 0.69241,
             own_item: 1.291,
             step_us: 0.195,
             step_dim_us: 0.343,
             issue_us: 0.11534,
-            issue_dim_us: 0.030291,
+            issue_dim_us: 0.034443,
             scattered_step: 0.39819,
-            soft_cap: 1.1276,
-            whole_group: 0.987,
-            row_tile: 0.40928,
+            soft_cap: 0.65937,
+            whole_group: 0.9811,
+            row_tile: 0.45939,
             paged: 1.14,
             scattered: 0.908,
             scattered_two: 0.919,
             scattered_four: 0.95743,
-            scattered_alone: 0.90118,
-            thin: 0.55477,
-            uneven: 0.013534,
-            ragged: 0.0078995,
-            lone: 0.00457,
+            scattered_alone: 0.9375,
+            thin: 0.55643,
+            uneven: 0.013575,
+            ragged: 0.0077281,
+            lone: 0.017154,
             merge_us: 1.0511,
-            merge_partial_us: 0.0011905,
-            merge_outputs_us: 0.59025,
+            merge_partial_us: 0.0011011,
+            merge_outputs_us: 0.54716,
             crowd_us: 0.69488,
-            two_heads_us: 0.663,
-            four_heads_us: 4.4699,
-            shares_us: 3.27,
-            shares_outputs_us: 0.24541,
-            cluster_us: 5.133,
-            cluster_outputs_us: 1.2904,
+            two_heads_us: 0.66102,
+            four_heads_us: 4.4742,
+            shares_us: 3.3681,
+            shares_outputs_us: 0.27304,
+            cluster_us: 5.1999,
+            cluster_outputs_us: 0.95696,
             share_us: 0.069595,
             shares_step_us: 0.623,
             shares_step_dim_us: 0.0924,
             shares_issue_us: 0.0,
-            shares_wave_us: 13.308,
+            shares_wave_us: 5.7299,
             shares_crowd_us: 1.07,
-            side_by_side: 0.211,
+            side_by_side: 0.1971,
+            drift: 0.028838,
         }
     }
 }
 
 impl CostModel {
     /// The constants by name, for who fits them anew (`cargo xtask tune --fit`).
-    pub fn constants(&mut self) -> [(&'static str, &mut f64); 39] {
+    pub fn constants(&mut self) -> [(&'static str, &mut f64); 40] {
         let Self {
             launch_us,
             item_us,
@@ -303,6 +308,7 @@ impl CostModel {
             shares_wave_us,
             shares_crowd_us,
             side_by_side,
+            drift,
         } = self;
         [
             ("launch_us", launch_us),
@@ -344,6 +350,7 @@ impl CostModel {
             ("shares_wave_us", shares_wave_us),
             ("shares_crowd_us", shares_crowd_us),
             ("side_by_side", side_by_side),
+            ("drift", drift),
         ]
     }
 
@@ -371,7 +378,7 @@ impl CostModel {
         let heads = f64::from(run.num_kv_heads.max(1));
         let bytes = run.kv_tokens as f64 * heads * f64::from(shape.row_bytes);
         let reached_us =
-            |heads_per_block| bytes / (read_gb_per_s * self.reach(key, run, heads_per_block)) / 1e3;
+            |heads_per_block| bytes / (read_gb_per_s * self.reach(key, run, heads_per_block, bytes)) / 1e3;
         Expect {
             model: self,
             key,
@@ -407,13 +414,17 @@ impl CostModel {
     }
 
     /// Share of the read bandwidth that rows of this layout reach.
-    fn reach(&self, key: &StaticKey, run: &RunKey, heads_per_block: u32) -> f64 {
+    fn reach(&self, key: &StaticKey, run: &RunKey, heads_per_block: u32, bytes: f64) -> f64 {
         if !key.layout.is_scattered() {
             return self.paged;
         }
         let reach = match heads_per_block {
             _ if run.num_kv_heads <= 1 => self.scattered_alone,
+            // Blocks of other heads come to a token's rows at other times, and past so much each asks for the memory's pages anew.
+            1 if bytes > DRIFT_BYTES => self.scattered / (1.0 + self.drift * (bytes / DRIFT_BYTES).log2()),
             1 => self.scattered,
+            // Rows of several lines want no neighbours.
+            2 if key.head_dim > LINE_BYTES => self.scattered,
             4.. if key.goes_in_step() || key.head_dim < 128 => self.scattered_four,
             _ => self.scattered_two,
         };
