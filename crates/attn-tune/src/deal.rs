@@ -104,6 +104,7 @@ fn common_divisor(a: u32, b: u32) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use crate::choice::Choice;
     use crate::{Candidates, CostModel, RunKey, Shape, StaticKey};
     use attn_plan::{DecodeSpec, SplitPlan, SplitPolicy};
 
@@ -116,6 +117,31 @@ mod tests {
         share_blocks_per_sm: 2,
         share_warps: 8,
     };
+
+    /// The launch deals to as many workers as the model thinks: the constants of both.
+    #[test]
+    fn workers_leave_the_room_that_the_launch_leaves() {
+        use attn_kernels::residency::workers_to_leave_room;
+        let key: StaticKey = "d128 k8 v8 f16 gqa4 q1 records-paged throughput".parse().unwrap();
+        let model = CostModel::default();
+        let mut num_fewer = 0;
+        for num_kv_heads in [1u32, 2, 4, 8] {
+            let run = RunKey { num_kv_heads, ..RunKey::of([4096; 4], num_kv_heads) };
+            let expect = model.expect(132, 3000.0, &key, &SHAPE, &run);
+            for num_blocks in 1..=800 {
+                let choice = Choice::dealt(num_blocks);
+                let asked = choice.num_workers(num_kv_heads, 1);
+                let launched = workers_to_leave_room(asked, num_kv_heads, 3 * 132);
+                assert_eq!(
+                    expect.workers(&choice),
+                    f64::from(launched),
+                    "{num_blocks} blocks, {num_kv_heads} kv heads"
+                );
+                num_fewer += u32::from(launched < asked);
+            }
+        }
+        assert!(num_fewer > 0);
+    }
 
     /// Of every dealt candidate: what the plan is, what the model takes it for.
     #[test]
