@@ -94,7 +94,7 @@ impl Expect<'_> {
             &self.pace,
             most * steps_per_tile,
             ceil(blocks * self.per_sm).max(1.0),
-            if blocks <= self.num_sms { model.lone } else { 0.0 },
+            if blocks <= 2.0 * self.num_sms { model.lone } else { 0.0 },
         );
 
         let items = if own.is_some() { waves * model.own_item } else { deal.items * waves };
