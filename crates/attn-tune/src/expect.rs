@@ -145,7 +145,6 @@ impl Expect<'_> {
         let share_tiles = run.longest.div_ceil(TILE_LEN).div_ceil(choice.num_shares).max(1);
         let steps = (share_tiles * TILE_LEN).div_ceil(warps * STEP_TOKENS) * choice.heads_per_block;
         let steps = f64::from(steps) * ceil(waves).min(waves + 1.0);
-        let wide = f64::from(warps / USUAL_WARPS);
         let pace = if is_wide { &self.wide } else { &self.pace };
         let is_crowded =
             stands_side_by_side(choice.num_shares) && 2.0 * blocks > self.num_sms && blocks <= self.num_sms;
@@ -154,7 +153,7 @@ impl Expect<'_> {
             bytes_us * (1.0 + side_by_side),
             pace,
             steps,
-            wide * ceil(blocks * self.per_sm).max(1.0),
+            ceil(blocks * self.per_sm).max(1.0),
             if blocks <= self.num_sms && !is_wide { model.lone } else { 0.0 },
         );
         let (fixed, for_outputs) = match is_wide {

@@ -206,8 +206,6 @@ pub struct CostModel {
     pub shares_step_us: f64,
     /// As `step_dim_us`, for one of eight warps.
     pub shares_step_dim_us: f64,
-    /// As `issue_us` for 128 channels, for one of eight warps.
-    pub shares_issue_us: f64,
     /// Each further wave of blocks.
     pub shares_wave_us: f64,
     /// For each block of a multiprocessor beyond half a one: two steps no longer fit side by side.
@@ -256,7 +254,6 @@ impl Default for CostModel {
             share_us: 0.069595,
             shares_step_us: 0.623,
             shares_step_dim_us: 0.0924,
-            shares_issue_us: 0.0,
             shares_wave_us: 5.6957,
             shares_crowd_us: 1.07,
             side_by_side: 0.1971,
@@ -267,7 +264,7 @@ impl Default for CostModel {
 
 impl CostModel {
     /// The constants by name, for who fits them anew (`cargo xtask tune --fit`).
-    pub fn constants(&mut self) -> [(&'static str, &mut f64); 40] {
+    pub fn constants(&mut self) -> [(&'static str, &mut f64); 39] {
         let Self {
             launch_us,
             item_us,
@@ -304,7 +301,6 @@ impl CostModel {
             share_us,
             shares_step_us,
             shares_step_dim_us,
-            shares_issue_us,
             shares_wave_us,
             shares_crowd_us,
             side_by_side,
@@ -346,7 +342,6 @@ impl CostModel {
             ("share_us", share_us),
             ("shares_step_us", shares_step_us),
             ("shares_step_dim_us", shares_step_dim_us),
-            ("shares_issue_us", shares_issue_us),
             ("shares_wave_us", shares_wave_us),
             ("shares_crowd_us", shares_crowd_us),
             ("side_by_side", side_by_side),
@@ -407,7 +402,8 @@ impl CostModel {
             * if key.soft_cap { 1.0 + self.soft_cap } else { 1.0 };
         let scattered = if key.layout.is_scattered() { 1.0 + self.scattered_step } else { 1.0 };
         let (alone, issue) = match is_wide {
-            true => (self.shares_step_us + self.shares_step_dim_us * dim, self.shares_issue_us * dim),
+            // Where eight warps share a block, times do not tell what they cost each other.
+            true => (self.shares_step_us + self.shares_step_dim_us * dim, 0.0),
             false => (self.step_us + self.step_dim_us * dim, self.issue_us + self.issue_dim_us * dim),
         };
         Pace { alone_us: more * scattered * alone, issue_us: more * issue }

@@ -351,13 +351,7 @@ mod tests {
             // What a partial costs, and whatever else is less than the noise of most steps, is lost in it.
             let is_small = matches!(
                 name,
-                "merge_partial_us"
-                    | "crowd_us"
-                    | "share_us"
-                    | "uneven"
-                    | "issue_dim_us"
-                    | "shares_issue_us"
-                    | "lone"
+                "merge_partial_us" | "crowd_us" | "share_us" | "uneven" | "issue_dim_us" | "lone"
             );
             assert!((got / want).ln().abs() < 0.1 || is_small, "{name}: {got} instead of {want}");
         }
