@@ -13,15 +13,14 @@ pub(crate) const ITEM_OVERHEAD: u32 = 4;
 const FILLS: [u32; 8] = [8, ONE_FEWER, 4, 2, 3, 1, 5, 16];
 /// A block a multiprocessor fewer than it can hold, where that leaves two at least: launched so that all hold equally many.
 const ONE_FEWER: u32 = 6;
-/// Heads of a block, share of a full device and smallest split of work dealt to workers, as far as they are told apart step by step: a
-/// device that is not full is for short work, for which several heads are slow. Splits of eight tiles were never better.
-const FEW_SHORT: [(u32, u32, u32); 8] =
-    [(1, 8, 4), (1, 8, 1), (1, ONE_FEWER, 4), (1, ONE_FEWER, 1), (1, 4, 4), (1, 4, 1), (2, 8, 4), (4, 8, 4)];
+/// Heads of a block, share of a full device and smallest split of work dealt to workers, as far as they are told apart step by step. What was never
+/// 8 % better than these is left out: splits of eight tiles, two heads, a device half full.
+const FEW_SHORT: [(u32, u32, u32); 5] =
+    [(1, 8, 4), (1, 8, 1), (1, ONE_FEWER, 4), (1, ONE_FEWER, 1), (4, 8, 4)];
 /// The same for long work, whose splits are long anyway.
-const FEW_LONG: [(u32, u32, u32); 6] =
-    [(1, 8, 4), (1, ONE_FEWER, 4), (2, 8, 4), (2, ONE_FEWER, 4), (4, 8, 4), (4, ONE_FEWER, 4)];
+const FEW_LONG: [(u32, u32, u32); 4] = [(1, 8, 4), (1, ONE_FEWER, 4), (4, 8, 4), (4, ONE_FEWER, 4)];
 /// Of them, those of one head.
-const NUM_SHORT_OF_ONE_HEAD: usize = 6;
+const NUM_SHORT_OF_ONE_HEAD: usize = 4;
 const NUM_LONG_OF_ONE_HEAD: usize = 2;
 /// Tiles of a worker of a full device from which on work is long.
 const LONG_WORK: f64 = 24.0;
@@ -115,17 +114,19 @@ impl Candidates {
             (false, true) => &FEW_SHORT,
             (false, false) => FEW_SHORT.split_at(NUM_SHORT_OF_ONE_HEAD).0,
         };
+        // On scattered rows two heads share a line.
+        let (share, heads) = if together { (0.5, 2) } else { (ITEM_SHARE, 1) };
+        let has_own_items =
+            has_one_fewer && together == key.layout.is_scattered() && own_items_pay(full, share, shape, run);
         let own_item = match key.policy {
-            PolicyClass::BatchInvariant { .. } => 1,
-            PolicyClass::Throughput if has_one_fewer && own_items_pay(full, key, shape, run) => {
-                item_tiles_of(full, ITEM_SHARE, shape, run)
-            }
-            PolicyClass::Throughput => 0,
+            PolicyClass::BatchInvariant { .. } => (1, 1),
+            PolicyClass::Throughput if has_own_items => (item_tiles_of(full, share, shape, run), heads),
+            PolicyClass::Throughput => (0, 1),
         };
         Self {
             full,
             one_fewer: if has_one_fewer { full - num_sms } else { full * ONE_FEWER / 8 },
-            own_items: std::array::from_fn(|at| if at == 0 { (own_item, 1) } else { (0, 1) }),
+            own_items: std::array::from_fn(|at| if at == 0 { own_item } else { (0, 1) }),
             dealt,
             num_dealt: dealt.len(),
             heads_per_block: None,
@@ -183,11 +184,11 @@ fn item_tiles_of(full: u32, share: f64, shape: &Shape, run: &RunKey) -> u32 {
 }
 
 /// Whether ragged batches of long rows may be best balanced by the device itself.
-fn own_items_pay(full: u32, key: &StaticKey, shape: &Shape, run: &RunKey) -> bool {
+fn own_items_pay(full: u32, share: f64, shape: &Shape, run: &RunKey) -> bool {
     let is_ragged = u64::from(run.longest) * u64::from(run.batch) > 2 * run.kv_tokens;
     let (tiles, workers) = tiles_of_a_worker(full, shape, run);
     let is_many = f64::from(run.batch) >= ITEM_REQUESTS * workers;
-    !key.layout.is_scattered() && is_ragged && is_many && ITEM_SHARE * tiles >= LEAST_ITEM
+    is_ragged && is_many && share * tiles >= LEAST_ITEM
 }
 
 /// Numbers of shares that may be best: half a block a multiprocessor, three quarters, one, one and a half, two, pairs, and the request whole.
@@ -204,10 +205,8 @@ fn shares_of(num_sms: u32, key: &StaticKey, shape: &Shape, run: &RunKey) -> u32 
     let longest = if is_wide && !key.layout.is_scattered() { LONGEST_WIDE_SHARE } else { LONGEST_SHARE };
     let room = num_sms * blocks_per_sm;
     let power = |blocks: u32| 1 << (blocks / pairs).clamp(1, MAX_SHARES).ilog2();
-    let halves = [num_sms / 2, 3 * num_sms / 4, num_sms, 3 * num_sms / 2].map(|blocks| blocks / pairs);
-    let powers = [num_sms / 2, num_sms, 2 * num_sms].map(power);
-    let mut candidates = 0;
-    for shares in halves.into_iter().chain(powers).chain([2, 1]) {
+    // Its bit, or none.
+    let offer = |shares: u32| {
         let shares = shares.clamp(1, most);
         let blocks = shares.saturating_mul(pairs);
         let len = tiles.div_ceil(shares);
@@ -222,11 +221,13 @@ fn shares_of(num_sms: u32, key: &StaticKey, shape: &Shape, run: &RunKey) -> u32 
                     && !(SIDE_BY_SIDE.contains(&shares) && 8 * blocks > 7 * num_sms && blocks <= num_sms)
             }
         };
-        if fits {
-            candidates |= 1 << (shares - 1);
-        }
-    }
-    candidates
+        if fits { 1u32 << (shares - 1) } else { 0 }
+    };
+    let in_place_of = |offered: u32, blocks: u32| if offered == 0 { offer(blocks / pairs) } else { 0 };
+    let half = offer(num_sms / 2 / pairs) | offer(power(num_sms / 2));
+    let (one, two) = (offer(num_sms / pairs) | offer(power(num_sms)), offer(power(2 * num_sms)));
+    let between = in_place_of(one, 3 * num_sms / 4) | in_place_of(two, 3 * num_sms / 2);
+    half | one | two | between | offer(2) | offer(1)
 }
 
 impl Iterator for Candidates {

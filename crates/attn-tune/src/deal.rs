@@ -64,18 +64,29 @@ impl Expect<'_> {
 
     /// Requests of which only the sum and the longest are known.
     fn deal_unequal(&self, choice: &Choice, workers: f64) -> Deal {
-        let Self { run, tiles, longest, .. } = *self;
+        let Self { run, longest, .. } = *self;
         let (batch, overhead) = (f64::from(run.batch), f64::from(choice.item_overhead));
         let least = f64::from(choice.min_split_tiles);
-        let work = tiles + batch * overhead;
-        let load = ceil(work / workers).max(least.min(tiles));
+        // Each request's last tile is half full.
+        let tiles = self.tiles + 0.5 * batch;
         // No request is long enough for two of the smallest splits: each is one worker's.
-        let is_uncut = longest < 2.0 * least;
-        let (load, most) = if is_uncut { (load.max(longest + overhead), batch) } else { (load, workers) };
-        let used = ceil(work / load).min(most).clamp(1.0, workers).min(ceil(tiles));
-        let items = batch / used;
-        let is_whole = is_uncut || used <= 1.0;
-        Deal { used, tiles: (load - items * overhead).max(1.0), items, is_whole }
+        if workers <= 1.0 || longest < 2.0 * least {
+            let load = ceil(tiles / workers.min(batch)).max(longest);
+            let used = ceil(tiles / load).min(batch).clamp(1.0, workers);
+            return Deal { used, tiles: load, items: batch / used, is_whole: true };
+        }
+        // Nearly every worker ends within a request.
+        let work = tiles + (batch + workers) * overhead;
+        let load = ceil(work / workers).max(least + overhead);
+        if longest <= load + overhead {
+            let load = ceil((tiles + batch * overhead) / workers).max(longest + overhead);
+            let used = ceil((tiles + batch * overhead) / load).clamp(1.0, workers.min(batch));
+            let items = batch / used;
+            return Deal { used, tiles: (load - items * overhead).max(longest), items, is_whole: true };
+        }
+        let used = ceil((tiles + batch * overhead) / (load - overhead)).clamp(1.0, workers);
+        let items = if longest >= load { 1.0 } else { (batch + used) / used };
+        Deal { used, tiles: (load - items * overhead).max(1.0), items, is_whole: false }
     }
 
     /// Workers of a choice; fewer where their blocks would fill the device.

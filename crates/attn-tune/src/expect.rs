@@ -8,8 +8,8 @@ use crate::{PolicyClass, RunKey, Shape, StaticKey};
 const STEP_TOKENS: u32 = 16;
 /// Waves beyond which the last one's gaps do not count.
 const FEW_WAVES: f64 = 4.0;
-/// Partials that stage 2 lets one lane fold; of more, each of so many lanes takes its part.
-const FOLDED_BY_ONE: f64 = 16.0;
+/// Partials of a request beyond which stage 2 shows how many there are.
+const FEW_PARTIALS: f64 = 64.0;
 /// Steps of a block whose bytes are on their way from its start on.
 const AHEAD: f64 = 8.0;
 /// Of a request with unequal neighbours, the part of an item that its end makes.
@@ -89,12 +89,18 @@ impl Expect<'_> {
         let uneven = if is_even || own.is_some() { 0.0 } else { model.uneven * (per_sm - 2.0).max(0.0) };
         let is_ragged = !self.is_uniform && own.is_none() && !deal.is_whole;
         let ragged = if is_ragged { model.ragged } else { 0.0 };
+        let deep = ceil(blocks * self.per_sm).max(1.0);
         let stream = joined(
-            bytes_us * imbalance.sqrt() * (1.0 + uneven + ragged),
+            bytes_us * imbalance.sqrt() * (1.0 + uneven + ragged) * self.busy(deep, blocks),
             &self.pace,
             most * steps_per_tile,
-            ceil(blocks * self.per_sm).max(1.0),
-            if blocks <= 2.0 * self.num_sms { model.lone } else { 0.0 },
+            deep,
+            match blocks <= 2.0 * self.num_sms {
+                true if self.key.head_dim < 128 => model.lone_thin,
+                true => model.lone,
+                false => 0.0,
+            },
+            AHEAD,
         );
 
         let items = if own.is_some() { waves * model.own_item } else { deal.items * waves };
@@ -102,8 +108,8 @@ impl Expect<'_> {
             0.0
         } else {
             let deepest = ceil(deal.used * self.longest / tiles).max(2.0);
-            let folded = if deepest <= FOLDED_BY_ONE { 0.0 } else { deepest };
-            model.merge_us + model.merge_partial_us * folded + model.merge_outputs_us * outputs
+            let many = (deepest - FEW_PARTIALS).max(0.0);
+            model.merge_us + model.merge_partial_us * many + model.merge_outputs_us * outputs
         };
         let together = match choice.heads_per_block {
             1 => 0.0,
@@ -113,6 +119,12 @@ impl Expect<'_> {
         let crowd = model.crowd_us * (blocks * self.per_sm - 1.0).clamp(0.0, 3.0);
         let item_us = model.item_us + model.item_outputs_us * outputs + model.item_dim_us * self.channels;
         model.launch_us + crowd + stream + items * item_us + merge + together
+    }
+
+    /// How much longer bytes take where the busiest multiprocessor has more blocks than the mean one.
+    fn busy(&self, deep: f64, blocks: f64) -> f64 {
+        let most = deep * self.num_sms / blocks.max(1.0);
+        (1.0 + self.model.busiest * (most * most - 1.0).max(0.0)).sqrt()
     }
 
     /// Items that have workers of their own, and the tiles of the longest; `None` where items are dealt.
@@ -144,24 +156,34 @@ impl Expect<'_> {
         // The longest share ends last, and its last step counts whole; so does the last wave.
         let share_tiles = run.longest.div_ceil(TILE_LEN).div_ceil(choice.num_shares).max(1);
         let steps = (share_tiles * TILE_LEN).div_ceil(warps * STEP_TOKENS) * choice.heads_per_block;
-        let steps = f64::from(steps) * ceil(waves).min(waves + 1.0);
+        let fill = (self.tiles / (f64::from(run.batch) * self.longest).max(1.0)).min(1.0);
+        let steps = f64::from(steps)
+            * if self.is_uniform { ceil(waves).min(waves + 1.0) } else { 1.0 + fill * (waves - 1.0) };
         let pace = if is_wide { &self.wide } else { &self.pace };
-        let is_crowded =
-            stands_side_by_side(choice.num_shares) && 2.0 * blocks > self.num_sms && blocks <= self.num_sms;
-        let side_by_side = if is_crowded { model.side_by_side } else { 0.0 };
+        let stand = if stands_side_by_side(choice.num_shares) { 2.0 } else { 1.0 };
+        let deep = ceil(blocks * self.per_sm).max(stand);
         let stream = joined(
-            bytes_us * (1.0 + side_by_side),
+            bytes_us
+                * self.busy(deep, blocks)
+                * if self.key.layout.is_scattered() { 1.0 + model.scattered_shares } else { 1.0 },
             pace,
             steps,
-            ceil(blocks * self.per_sm).max(1.0),
-            if blocks <= self.num_sms && !is_wide { model.lone } else { 0.0 },
+            deep,
+            if is_wide {
+                model.lone_wide
+            } else if blocks <= self.num_sms {
+                model.lone
+            } else {
+                0.0
+            },
+            AHEAD,
         );
         let (fixed, for_outputs) = match is_wide {
             true => (model.shares_us, model.shares_outputs_us),
             false => (model.cluster_us, model.cluster_outputs_us),
         };
         let together = if choice.heads_per_block > 2 { model.four_heads_us } else { 0.0 };
-        let crowd = model.shares_crowd_us * (blocks * self.per_sm - 0.5).clamp(0.0, 1.5);
+        let crowd = model.shares_crowd_us * (blocks * fill.sqrt() * self.per_sm - 0.5).clamp(0.0, 1.5);
         fixed
             + for_outputs * outputs
             + model.share_us * (shares - 1.0)
@@ -200,8 +222,8 @@ pub(crate) fn is_uniform(run: &RunKey) -> bool {
 
 /// Bytes over the bandwidth, steps one after the other, and steps of warps that share a scheduler: the root of their squares. Steps beyond those
 /// that are fetched ahead take longer by `lone`.
-fn joined(bytes_us: f64, pace: &Pace, steps: f64, warps: f64, lone: f64) -> f64 {
-    let late = lone * (steps - AHEAD).max(0.0);
+fn joined(bytes_us: f64, pace: &Pace, steps: f64, warps: f64, lone: f64, ahead: f64) -> f64 {
+    let late = lone * (steps - ahead).max(0.0);
     let (chain, issue) = ((steps + late) * pace.alone_us, steps * warps * pace.issue_us);
     (bytes_us * bytes_us + chain * chain + issue * issue).sqrt()
 }

@@ -182,7 +182,7 @@ pub struct CostModel {
     pub lone: f64,
     /// Stage 2: launch and first loads.
     pub merge_us: f64,
-    /// Stage 2: each partial of a request that has more of them than one lane folds.
+    /// Stage 2: each partial of a request beyond 64.
     pub merge_partial_us: f64,
     /// Stage 2: for each 512 more outputs.
     pub merge_outputs_us: f64,
@@ -210,61 +210,73 @@ pub struct CostModel {
     pub shares_wave_us: f64,
     /// For each block of a multiprocessor beyond half a one: two steps no longer fit side by side.
     pub shares_crowd_us: f64,
-    /// How much longer blocks stream that stand side by side.
-    pub side_by_side: f64,
+    /// How much longer bytes take (as squares) where the busiest multiprocessor has more blocks than the mean one.
+    pub busiest: f64,
     /// How much longer blocks of one head stream scattered rows, for each doubling of a large cache.
     pub drift: f64,
+    /// As `lone`, for heads shorter than a line of memory.
+    pub lone_thin: f64,
+    /// How much longer shares stream scattered rows.
+    pub scattered_shares: f64,
+    /// As `issue_dim_us`, for one of eight warps.
+    pub shares_issue_us: f64,
+    /// As `lone`, of shares of eight warps: always, for the longest may be alone at the end.
+    pub lone_wide: f64,
 }
 
 impl Default for CostModel {
     fn default() -> Self {
         Self {
-            launch_us: 4.18,
-            item_us: 2.73,
-            item_outputs_us: 0.35236,
-            item_dim_us: 0.69241,
-            own_item: 1.291,
-            step_us: 0.195,
-            step_dim_us: 0.343,
-            issue_us: 0.11534,
-            issue_dim_us: 0.034443,
-            scattered_step: 0.39819,
-            soft_cap: 0.62034,
-            whole_group: 0.9811,
-            row_tile: 0.42664,
-            paged: 1.14,
-            scattered: 0.908,
-            scattered_two: 0.919,
-            scattered_four: 0.95743,
-            scattered_alone: 0.9375,
-            thin: 0.55643,
-            uneven: 0.013575,
-            ragged: 0.0077281,
-            lone: 0.040572,
-            merge_us: 1.0511,
-            merge_partial_us: 0.0011011,
-            merge_outputs_us: 0.54716,
-            crowd_us: 0.69488,
-            two_heads_us: 0.66102,
-            four_heads_us: 4.4742,
-            shares_us: 3.3681,
-            shares_outputs_us: 0.27304,
-            cluster_us: 5.2155,
-            cluster_outputs_us: 1.3109,
-            share_us: 0.069595,
-            shares_step_us: 0.623,
-            shares_step_dim_us: 0.0924,
-            shares_wave_us: 5.6957,
-            shares_crowd_us: 1.07,
-            side_by_side: 0.1971,
-            drift: 0.028838,
+            launch_us: 2.8978,
+            item_us: 3.2711,
+            item_outputs_us: 0.53883,
+            item_dim_us: 0.74814,
+            own_item: 0.69832,
+            step_us: 0.21769,
+            step_dim_us: 0.61737,
+            issue_us: 0.13387,
+            issue_dim_us: 0.034633,
+            scattered_step: 0.5714,
+            soft_cap: 0.38477,
+            whole_group: 0.86891,
+            row_tile: 0.27229,
+            paged: 1.2784,
+            scattered: 0.96641,
+            scattered_two: 0.95195,
+            scattered_four: 1.167,
+            scattered_alone: 1.4291,
+            thin: 0.79886,
+            uneven: 0.10237,
+            ragged: 0.00092153,
+            lone: 0.069747,
+            merge_us: 0.62265,
+            merge_partial_us: 0.030134,
+            merge_outputs_us: 0.39373,
+            crowd_us: 0.66457,
+            two_heads_us: 0.49651,
+            four_heads_us: 12.696,
+            shares_us: 2.5397,
+            shares_outputs_us: 0.81894,
+            cluster_us: 1.8997,
+            cluster_outputs_us: 1.0169,
+            share_us: 0.02287,
+            shares_step_us: 0.83562,
+            shares_step_dim_us: 0.22215,
+            shares_wave_us: 2.9805,
+            shares_crowd_us: 3.1732,
+            busiest: 0.0013998,
+            drift: 0.066884,
+            lone_thin: 0.49579,
+            scattered_shares: 0.0066068,
+            shares_issue_us: 0.068752,
+            lone_wide: 0.17063,
         }
     }
 }
 
 impl CostModel {
     /// The constants by name, for who fits them anew (`cargo xtask tune --fit`).
-    pub fn constants(&mut self) -> [(&'static str, &mut f64); 39] {
+    pub fn constants(&mut self) -> [(&'static str, &mut f64); 43] {
         let Self {
             launch_us,
             item_us,
@@ -303,8 +315,12 @@ impl CostModel {
             shares_step_dim_us,
             shares_wave_us,
             shares_crowd_us,
-            side_by_side,
+            busiest,
             drift,
+            lone_thin,
+            scattered_shares,
+            shares_issue_us,
+            lone_wide,
         } = self;
         [
             ("launch_us", launch_us),
@@ -344,8 +360,12 @@ impl CostModel {
             ("shares_step_dim_us", shares_step_dim_us),
             ("shares_wave_us", shares_wave_us),
             ("shares_crowd_us", shares_crowd_us),
-            ("side_by_side", side_by_side),
+            ("busiest", busiest),
             ("drift", drift),
+            ("lone_thin", lone_thin),
+            ("scattered_shares", scattered_shares),
+            ("shares_issue_us", shares_issue_us),
+            ("lone_wide", lone_wide),
         ]
     }
 
@@ -358,7 +378,19 @@ impl CostModel {
         run: &RunKey,
         choice: &Choice,
     ) -> f64 {
-        self.expect(machine.num_sms, machine.read_gb_per_s, key, shape, run).us(choice)
+        self.step(machine, key, shape, run)(choice)
+    }
+
+    /// The same for many choices.
+    pub fn step<'a>(
+        &'a self,
+        machine: &Machine,
+        key: &'a StaticKey,
+        shape: &'a Shape,
+        run: &'a RunKey,
+    ) -> impl Fn(&Choice) -> f64 + use<'a> {
+        let expect = self.expect(machine.num_sms, machine.read_gb_per_s, key, shape, run);
+        move |choice| expect.us(choice)
     }
 
     /// What all choices for a step have in common.
@@ -402,8 +434,7 @@ impl CostModel {
             * if key.soft_cap { 1.0 + self.soft_cap } else { 1.0 };
         let scattered = if key.layout.is_scattered() { 1.0 + self.scattered_step } else { 1.0 };
         let (alone, issue) = match is_wide {
-            // Where eight warps share a block, times do not tell what they cost each other.
-            true => (self.shares_step_us + self.shares_step_dim_us * dim, 0.0),
+            true => (self.shares_step_us + self.shares_step_dim_us * dim, self.shares_issue_us * dim),
             false => (self.step_us + self.step_dim_us * dim, self.issue_us + self.issue_dim_us * dim),
         };
         Pace { alone_us: more * scattered * alone, issue_us: more * issue }

@@ -10,10 +10,11 @@ mod cross;
 
 pub use cross::run as judge;
 
-use super::journal::{self, Contents};
+use super::journal::{self, Contents, Entry, Header};
 use super::share::ModelShare;
 use anyhow::{Context, Result, ensure};
 use attn_tune::{Candidates, Choice, CostModel, Machine, RunKey, Shape, StaticKey};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -35,38 +36,135 @@ struct Step {
     run: RunKey,
     shape: Shape,
     times: Vec<(Choice, f64)>,
+    /// What a model may choose, and what was timed of it.
+    few: Vec<(Choice, Option<(Choice, f64)>)>,
 }
 
 /// The data of a fit.
+#[derive(Clone)]
 struct Data {
     machines: Vec<Machine>,
     steps: Vec<Step>,
 }
 
+/// A step on a GPU, with a kernel of one shape.
+type Place = (String, String, RunKey);
+
+/// What each run of a GPU took for the candidates of a step.
+type Times = HashMap<Place, Vec<Vec<(Choice, f64)>>>;
+
+fn place_of(machine: &Machine, entry: &Entry) -> Place {
+    (format!("{} {} {:?}", machine.device, machine.build, entry.shape), entry.key.clone(), entry.run)
+}
+
+fn times_of(journals: &[Contents]) -> Times {
+    let mut all = Times::new();
+    for Contents { header, entries, .. } in journals {
+        for entry in entries {
+            let times = entry.times.iter().filter(|(_, us)| us.is_finite() && *us > 0.0);
+            all.entry(place_of(&header.machine, entry)).or_default().push(times.copied().collect());
+        }
+    }
+    all
+}
+
+/// Each choice's median.
+fn medians(runs: &[Vec<(Choice, f64)>]) -> Vec<(Choice, f64)> {
+    let mut times: BTreeMap<Choice, Vec<f64>> = BTreeMap::new();
+    for (choice, us) in runs.iter().flatten() {
+        times.entry(*choice).or_default().push(*us);
+    }
+    times.iter().map(|(choice, us)| (*choice, median(us))).collect()
+}
+
+/// Each choice as far behind the best as in the run where it was farthest.
+fn worst(runs: &[Vec<(Choice, f64)>], best: f64) -> Vec<(Choice, f64)> {
+    let mut times: BTreeMap<Choice, f64> = BTreeMap::new();
+    for run in runs {
+        let least = run.iter().map(|(_, us)| *us).fold(f64::INFINITY, f64::min);
+        for (choice, us) in run {
+            let worst = times.entry(*choice).or_default();
+            *worst = worst.max(best * us / least);
+        }
+    }
+    times.into_iter().collect()
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+}
+
 impl Data {
-    fn of(journals: Vec<Contents>) -> Result<Self> {
+    /// The steps of journals. What several runs of a GPU have measured is one step, whose times are their medians: a choice that one of
+    /// them has not timed another has. Of what a model may choose the run counts in which it lost most.
+    fn of(journals: &[Contents]) -> Result<Self> {
+        let mut bandwidths: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        let name_of = |machine: &Machine| format!("{} {}", machine.device, machine.build);
+        for Contents { header: Header { machine, .. }, .. } in journals {
+            bandwidths.entry(name_of(machine)).or_default().push(machine.read_gb_per_s);
+        }
         let mut data = Self { machines: Vec::new(), steps: Vec::new() };
-        for Contents { header, entries, .. } in journals {
-            let machine = data.machines.len();
-            data.machines.push(header.machine);
+        let (all, mut seen) = (times_of(journals), HashSet::new());
+        for Contents { header: Header { machine, .. }, entries, .. } in journals {
+            let name = name_of(machine);
+            let known = data.machines.iter().position(|known| name_of(known) == name);
+            let index = known.unwrap_or_else(|| {
+                let read_gb_per_s = median(&bandwidths[&name]);
+                data.machines.push(Machine { read_gb_per_s, ..machine.clone() });
+                data.machines.len() - 1
+            });
             for entry in entries {
-                let (key, run, shape) = (entry.key()?, entry.run, entry.shape);
-                let mut times = entry.times;
-                times.retain(|(_, us)| us.is_finite() && *us > 0.0);
-                data.steps.push(Step { machine, key, run, shape, times });
+                let place = place_of(machine, entry);
+                if seen.insert(place.clone()) {
+                    let runs = &all[&place];
+                    data.add(index, entry, medians(runs))?;
+                    if let Some(step) = data.steps.last_mut() {
+                        let best = step.best().map_or(0.0, |(_, us)| us);
+                        step.few = few_of(&data.machines[index], step, &worst(runs, best));
+                    }
+                }
             }
         }
         Ok(data)
     }
 
+    /// The steps of one journal; what it has not timed of a model's candidates others may have.
+    fn of_one(journal: &Contents, others: &Times) -> Result<Self> {
+        let machine = journal.header.machine.clone();
+        let mut data = Self { machines: vec![machine], steps: Vec::new() };
+        for entry in &journal.entries {
+            let times = entry.times.iter().filter(|(_, us)| us.is_finite() && *us > 0.0);
+            data.add(0, entry, times.copied().collect())?;
+            let others = others.get(&place_of(&journal.header.machine, entry));
+            if let (Some(others), Some(step)) = (others, data.steps.last_mut()) {
+                let few = few_of(&data.machines[0], step, &medians(others));
+                for (own, of_others) in step.few.iter_mut().zip(few) {
+                    own.1 = own.1.or(of_others.1);
+                }
+            }
+        }
+        Ok(data)
+    }
+
+    fn add(&mut self, machine: usize, entry: &Entry, times: Vec<(Choice, f64)>) -> Result<()> {
+        let (key, run, shape) = (entry.key()?, entry.run, entry.shape);
+        let mut step = Step { machine, key, run, shape, times, few: Vec::new() };
+        step.few = few_of(&self.machines[machine], &step, &step.times);
+        self.steps.push(step);
+        Ok(())
+    }
+
     /// ln(predicted / measured) of every candidate; of one far behind the best of its step less, for nobody will choose it.
     fn residuals(&self, model: &CostModel) -> Vec<f64> {
         let of_step = |step: &Step| -> Vec<f64> {
-            let best = step.times.iter().map(|(_, us)| *us).fold(f64::INFINITY, f64::min);
+            let best = step.best().map_or(f64::INFINITY, |(_, us)| us);
+            let predict = model.step(&self.machines[step.machine], &step.key, &step.shape, &step.run);
             let times = step.times.iter();
-            let each: Vec<(f64, f64)> = times
-                .map(|(choice, us)| (best / us, (self.predict(model, step, choice) / us).ln()))
-                .collect();
+            let each: Vec<(f64, f64)> =
+                times.map(|(choice, us)| (best / us, (predict(choice) / us).ln())).collect();
             let weights: f64 = each.iter().map(|(weight, _)| weight * weight).sum();
             let mean =
                 each.iter().map(|(weight, miss)| weight * weight * miss).sum::<f64>() / weights.max(1e-9);
@@ -80,26 +178,17 @@ impl Data {
         machine.map_or(f64::NAN, |machine| model.predict(machine, &step.key, &step.shape, &step.run, choice))
     }
 
+    /// The model's choice.
+    fn chosen(&self, model: &CostModel, step: &Step) -> Option<(Choice, Option<(Choice, f64)>)> {
+        let predict = model.step(self.machines.get(step.machine)?, &step.key, &step.shape, &step.run);
+        step.few.iter().min_by(|a, b| predict(&a.0).total_cmp(&predict(&b.0))).copied()
+    }
+
     /// The model's choice, if it was timed, and the fastest of all.
     fn chosen_and_best(&self, model: &CostModel, step: &Step) -> Option<[(Choice, f64); 2]> {
-        let machine = self.machines.get(step.machine)?;
-        let by =
-            |a: &Choice, b: &Choice| self.predict(model, step, a).total_cmp(&self.predict(model, step, b));
-        // The smallest split does not matter where nothing else differs and as much is expected of both.
-        let timed = |choice: &Choice| {
-            let expected = self.predict(model, step, choice);
-            let is_same = |timed: &Choice| {
-                Choice { min_split_tiles: choice.min_split_tiles, ..*timed } == *choice
-                    && (self.predict(model, step, timed) / expected - 1.0).abs() < 1e-9
-            };
-            let exact = step.times.iter().find(|(timed, _)| timed == choice);
-            exact.or_else(|| step.times.iter().find(|(timed, _)| is_same(timed)))
-        };
-        let few = Candidates::few(machine.num_sms, &step.key, &step.shape, &step.run);
-        let chosen = few.min_by(|a, b| by(a, b));
-        let chosen = chosen.as_ref().and_then(timed)?;
-        let best = step.times.iter().min_by(|a, b| a.1.total_cmp(&b.1))?;
-        Some([*chosen, *best])
+        let (_, chosen) = self.chosen(model, step)?;
+        let (chosen, best) = (chosen?, step.best()?);
+        Some([chosen, if chosen.1 < best.1 { chosen } else { best }])
     }
 
     fn name(&self, step: &Step) -> String {
@@ -140,6 +229,30 @@ impl Data {
         }
         text
     }
+}
+
+impl Step {
+    fn best(&self) -> Option<(Choice, f64)> {
+        self.times.iter().min_by(|a, b| a.1.total_cmp(&b.1)).copied()
+    }
+}
+
+/// The candidates of a step, and those of them that were timed. The smallest split does not matter where nothing else differs and as much
+/// is expected of both.
+fn few_of(machine: &Machine, step: &Step, times: &[(Choice, f64)]) -> Vec<(Choice, Option<(Choice, f64)>)> {
+    let model = CostModel::default();
+    let predict = model.step(machine, &step.key, &step.shape, &step.run);
+    let timed = |choice: &Choice| {
+        let expected = predict(choice);
+        let is_same = |timed: &Choice| {
+            Choice { min_split_tiles: choice.min_split_tiles, ..*timed } == *choice
+                && (predict(timed) / expected - 1.0).abs() < 1e-9
+        };
+        let exact = times.iter().find(|(timed, _)| timed == choice);
+        exact.or_else(|| times.iter().find(|(timed, _)| is_same(timed))).copied()
+    };
+    let few = Candidates::few(machine.num_sms, &step.key, &step.shape, &step.run);
+    few.map(|choice| (choice, timed(&choice))).collect()
 }
 
 fn values(model: &CostModel) -> Vec<f64> {
@@ -229,7 +342,7 @@ fn solve(mut rows: Vec<Vec<f64>>) -> Vec<f64> {
 /// Runs the command.
 pub fn run(journals: &[PathBuf]) -> Result<()> {
     let contents = journals.iter().map(|path| journal::read(path)).collect::<Result<Vec<_>>>()?;
-    println!("{}", report(&Data::of(contents)?)?);
+    println!("{}", report(&Data::of(&contents)?)?);
     Ok(())
 }
 
@@ -251,8 +364,12 @@ fn report(data: &Data) -> Result<String> {
     ensure!(num_times > values(&before).len(), "{num_times} times are too few for a fit");
     let squares = fit(data, &before);
     // From where the squares are least, and from what the code has: neither is near the other's best.
-    let polished = [&squares, &before].map(|from| rounded(&choices::polish(data, from)));
-    let [one, other] = polished;
+    let polish = |from| rounded(&choices::polish(data, from));
+    let (one, other) = std::thread::scope(|scope| {
+        let other = scope.spawn(|| polish(&before));
+        (polish(&squares), other.join())
+    });
+    let other = other.unwrap_or(one);
     let after = if choices::cost(data, &one) <= choices::cost(data, &other) { one } else { other };
     let mut text = String::new();
     let devices: Vec<&str> = data.machines.iter().map(|machine| machine.device.as_str()).collect();
@@ -279,7 +396,6 @@ fn report(data: &Data) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tune::journal::{Entry, Header};
     use crate::tune::tests::{SHAPE, machine};
     use attn_tune::Timing;
 
@@ -299,6 +415,13 @@ mod tests {
             ("d128 k8 v8 f16 gqa4 q4 planes-scattered throughput", (2, 8)),
             ("d256 k8 v8 f16 gqa4 q1 planes-scattered throughput", (0, 0)),
             ("d128 k8 v8 f16 gqa4 q1 records-paged batch-invariant-512", (0, 0)),
+            ("d128 k32 v32 f16 gqa4 q1 records-paged throughput", (2, 8)),
+            ("d128 k32 v32 f16 gqa8 q1 planes-scattered throughput", (2, 8)),
+            ("d64 k32 v32 f16 gqa8 q1 planes-scattered throughput", (2, 8)),
+            ("d64 k8 v8 f16 gqa7 q1 planes-scattered throughput", (2, 8)),
+            ("d64 k32 v32 f16 gqa4 q1 records-paged throughput", (2, 8)),
+            ("d256 k32 v32 f16 gqa1 q1 planes-scattered throughput", (0, 0)),
+            ("d256 k32 v32 f16 gqa4 q1 records-paged throughput", (0, 0)),
         ];
         for (key, share_blocks) in keys {
             let key: StaticKey = key.parse().unwrap();
@@ -343,7 +466,7 @@ mod tests {
             crowd_us: 1.9,
             ..CostModel::default()
         };
-        let data = Data::of(vec![journal(&truth)]).unwrap();
+        let data = Data::of(&[journal(&truth)]).unwrap();
         let fitted = fit(&data, &CostModel::default());
         let mut names = CostModel::default();
         let pairs = values(&truth).into_iter().zip(values(&fitted)).zip(names.constants());
@@ -351,7 +474,15 @@ mod tests {
             // What a partial costs, and whatever else is less than the noise of most steps, is lost in it.
             let is_small = matches!(
                 name,
-                "merge_partial_us" | "crowd_us" | "share_us" | "uneven" | "issue_dim_us" | "lone"
+                "merge_partial_us"
+                    | "busiest"
+                    | "crowd_us"
+                    | "scattered_shares"
+                    | "shares_issue_us"
+                    | "share_us"
+                    | "uneven"
+                    | "issue_dim_us"
+                    | "lone"
             );
             assert!((got / want).ln().abs() < 0.1 || is_small, "{name}: {got} instead of {want}");
         }
@@ -367,7 +498,7 @@ mod tests {
 
     #[test]
     fn constants_that_have_not_seen_a_step_are_good_where_the_model_holds() {
-        let data = Data::of(vec![journal(&CostModel { merge_us: 3.2, ..CostModel::default() })]).unwrap();
+        let data = Data::of(&[journal(&CostModel { merge_us: 3.2, ..CostModel::default() })]).unwrap();
         let text = cross::report(&data).unwrap();
         let moved: Vec<&str> = text.lines().filter(|line| line.contains("moved for their choices")).collect();
         // One GPU: halves of its keys, and no other to be judged by.

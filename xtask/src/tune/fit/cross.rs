@@ -5,7 +5,7 @@
 
 use super::super::journal::{self, Contents};
 use super::super::share::ModelShare;
-use super::{Data, Step, choices, fit, values, with_logs};
+use super::{Data, Step, choices, fit, times_of, values, with_logs};
 use anyhow::{Context, Result};
 use attn_tune::CostModel;
 use std::fmt::Write as _;
@@ -27,7 +27,7 @@ pub fn run(journals: &[PathBuf], fits: bool) -> Result<()> {
     let contents = journals.iter().map(|path| journal::read(path)).collect::<Result<Vec<_>>>()?;
     println!("{}", judge(&contents)?);
     if fits {
-        println!("{}", report(&Data::of(contents)?)?);
+        println!("{}", report(&Data::of(&contents)?)?);
     }
     Ok(())
 }
@@ -35,8 +35,9 @@ pub fn run(journals: &[PathBuf], fits: bool) -> Result<()> {
 /// The code's constants on each journal.
 pub(super) fn judge(journals: &[Contents]) -> Result<String> {
     let mut text = String::new();
+    let others = times_of(journals);
     for contents in journals {
-        let data = Data::of(vec![contents.clone()])?;
+        let data = Data::of_one(contents, &others)?;
         let model = CostModel::default();
         let all = data.steps.iter().map(|step| data.share_at(&model, step));
         writeln!(
