@@ -13,8 +13,8 @@ pub(crate) const ITEM_OVERHEAD: u32 = 4;
 const FILLS: [u32; 8] = [8, ONE_FEWER, 4, 2, 3, 1, 5, 16];
 /// A block a multiprocessor fewer than it can hold, where that leaves two at least: launched so that all hold equally many.
 const ONE_FEWER: u32 = 6;
-/// Heads of a block, share of a full device and smallest split of work dealt to workers, as far as they are told apart step by step. What was never
-/// 8 % better than these is left out: splits of eight tiles, two heads, a device half full.
+/// Heads of a block, share of a full device and smallest split of work dealt to workers, as far as they are told apart step by step. Left out, since where
+/// they were timed little was lost without them (docs/tuning.md): splits of eight tiles, two heads, a device half full.
 const FEW_SHORT: [(u32, u32, u32); 5] =
     [(1, 8, 4), (1, 8, 1), (1, ONE_FEWER, 4), (1, ONE_FEWER, 1), (4, 8, 4)];
 /// The same for long work, whose splits are long anyway.
@@ -114,7 +114,7 @@ impl Candidates {
             (false, true) => &FEW_SHORT,
             (false, false) => FEW_SHORT.split_at(NUM_SHORT_OF_ONE_HEAD).0,
         };
-        // On scattered rows two heads share a line.
+        // On scattered rows by two heads, which share a line of scales, or not at all.
         let (share, heads) = if together { (0.5, 2) } else { (ITEM_SHARE, 1) };
         let has_own_items =
             has_one_fewer && together == key.layout.is_scattered() && own_items_pay(full, share, shape, run);

@@ -95,12 +95,13 @@ impl Expect<'_> {
             &self.pace,
             most * steps_per_tile,
             deep,
-            match blocks <= 2.0 * self.num_sms {
-                true if self.key.head_dim < 128 => model.lone_thin,
-                true => model.lone,
-                false => 0.0,
+            if blocks > 2.0 * self.num_sms {
+                0.0
+            } else if self.key.head_dim < 128 {
+                model.lone_thin
+            } else {
+                model.lone
             },
-            AHEAD,
         );
 
         let items = if own.is_some() { waves * model.own_item } else { deal.items * waves };
@@ -176,7 +177,6 @@ impl Expect<'_> {
             } else {
                 0.0
             },
-            AHEAD,
         );
         let (fixed, for_outputs) = match is_wide {
             true => (model.shares_us, model.shares_outputs_us),
@@ -222,8 +222,8 @@ pub(crate) fn is_uniform(run: &RunKey) -> bool {
 
 /// Bytes over the bandwidth, steps one after the other, and steps of warps that share a scheduler: the root of their squares. Steps beyond those
 /// that are fetched ahead take longer by `lone`.
-fn joined(bytes_us: f64, pace: &Pace, steps: f64, warps: f64, lone: f64, ahead: f64) -> f64 {
-    let late = lone * (steps - ahead).max(0.0);
+fn joined(bytes_us: f64, pace: &Pace, steps: f64, warps: f64, lone: f64) -> f64 {
+    let late = lone * (steps - AHEAD).max(0.0);
     let (chain, issue) = ((steps + late) * pace.alone_us, steps * warps * pace.issue_us);
     (bytes_us * bytes_us + chain * chain + issue * issue).sqrt()
 }

@@ -369,7 +369,7 @@ fn report(data: &Data) -> Result<String> {
         let other = scope.spawn(|| polish(&before));
         (polish(&squares), other.join())
     });
-    let other = other.unwrap_or(one);
+    let other = other.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     let after = if choices::cost(data, &one) <= choices::cost(data, &other) { one } else { other };
     let mut text = String::new();
     let devices: Vec<&str> = data.machines.iter().map(|machine| machine.device.as_str()).collect();
