@@ -4,11 +4,11 @@
 //! when nothing that it includes has changed), and its machine codes and PTX become one fatbin. The image is these
 //! fatbins one after the other, so that a program loads only the units it uses.
 
-mod compile;
+pub mod compile;
 mod manifest;
 mod occupancy;
 mod resources;
-mod table;
+pub mod table;
 mod toolchain;
 
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::parallel;
 use crate::source_hash::source_hash;
 use crate::workspace;
 use compile::{Job, Target};
@@ -103,9 +104,7 @@ pub fn run(args: &Args) -> Result<()> {
             }
         }
     }
-    let num_jobs =
-        args.jobs.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
-    let built = compile::run_all(&jobs, &toolchain, num_jobs)?;
+    let built = compile::run_all(&jobs, &toolchain, parallel::num_threads(args.jobs))?;
 
     let mut image = Vec::new();
     let mut unit_rows = Vec::new();
@@ -174,7 +173,7 @@ fn flags(args: &Args) -> Vec<String> {
     flags
 }
 
-fn units(crate_dir: &Path) -> Result<Vec<PathBuf>> {
+pub fn units(crate_dir: &Path) -> Result<Vec<PathBuf>> {
     let folder = crate_dir.join("cuda/instances");
     let entries = std::fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))?;
     let mut units = Vec::new();
@@ -189,7 +188,7 @@ fn units(crate_dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(units)
 }
 
-fn unit_name(unit: &Path) -> String {
+pub fn unit_name(unit: &Path) -> String {
     unit.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
 }
 

@@ -6,8 +6,10 @@ mod bench;
 mod bundle;
 mod ci;
 mod demo;
+mod emulate;
 mod kernels;
 mod mutants;
+mod parallel;
 mod package;
 mod smollm2;
 #[path = "../../crates/attn-kernels/build/source_hash.rs"]
@@ -43,6 +45,8 @@ enum Command {
     Ci(ci::Args),
     /// Decode real attention data through a session, and say what INT8 costs and saves
     Demo(demo::Args),
+    /// Build an emulated GPU from the kernels' sources (needs g++ alone), and run a command that finds it as its CUDA driver
+    Emulate(emulate::Args),
     /// Generate text with a language model on the INT8 cache
     Generate(smollm2::Args),
     /// Build the CUDA kernels into target/kernels (needs no GPU; finds or installs nvcc)
@@ -66,6 +70,7 @@ fn main() -> ExitCode {
         Command::Bundle(args) => bundle::run(&args),
         Command::Ci(args) => ci::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Emulate(args) => emulate::run(&args),
         Command::Generate(args) => smollm2::run("generate", &args),
         Command::Kernels(args) => kernels::run(&args),
         Command::Mutants(args) => mutants::run(&args),

@@ -3,11 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Context, Result, bail, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
+use anyhow::{Context, Result, ensure};
+
+use crate::parallel;
 
 use super::resources::{self, Resources};
 use super::toolchain::Toolchain;
@@ -143,33 +142,8 @@ impl Job {
 /// Runs the jobs that are not built yet, `num_threads` at a time. Answers how many there were.
 pub fn run_all(jobs: &[Job], toolchain: &Toolchain, num_threads: usize) -> Result<usize> {
     let todo: Vec<&Job> = jobs.iter().filter(|job| !job.is_built()).collect();
-    let bar = ProgressBar::new(todo.len() as u64);
-    if let Ok(style) = ProgressStyle::with_template("{bar:32} {pos}/{len} {msg}") {
-        bar.set_style(style);
-    }
-    let next = AtomicUsize::new(0);
-    let failures = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..num_threads.clamp(1, todo.len().max(1)) {
-            scope.spawn(|| {
-                while let Some(job) = todo.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    bar.set_message(format!("{} {}", unit_name(&job.unit), job.target.arch()));
-                    if let Err(error) = job.build(toolchain)
-                        && let Ok(mut failures) = failures.lock()
-                    {
-                        failures.push(format!("{error:#}"));
-                        next.store(todo.len(), Ordering::Relaxed);
-                    }
-                    bar.inc(1);
-                }
-            });
-        }
-    });
-    bar.finish_and_clear();
-    let failures = failures.into_inner().unwrap_or_default();
-    if let Some(first) = failures.first() {
-        bail!("{first}");
-    }
+    let name = |job: &&Job| format!("{} {}", unit_name(&job.unit), job.target.arch());
+    parallel::run_all(&todo, num_threads, name, |job| job.build(toolchain))?;
     Ok(todo.len())
 }
 
@@ -192,7 +166,7 @@ pub fn bind(unit: &str, jobs: &[Job], toolchain: &Toolchain, work: &Path) -> Res
 
 /// A file and all that it includes in quotes, however deep. Includes in angle brackets are the toolkit's and covered by
 /// its version.
-fn with_includes(file: &Path) -> Result<BTreeSet<PathBuf>> {
+pub fn with_includes(file: &Path) -> Result<BTreeSet<PathBuf>> {
     let mut seen = BTreeSet::new();
     let mut todo = vec![file.canonicalize().with_context(|| format!("reading {}", file.display()))?];
     while let Some(file) = todo.pop() {

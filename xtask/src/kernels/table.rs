@@ -55,6 +55,10 @@ impl Row {
         self.shared_bytes
     }
 
+    pub fn min_ctas(&self) -> u32 {
+        self.min_ctas
+    }
+
     pub fn block_threads(&self) -> u32 {
         if ["shares", "items"].contains(&self.kernel.as_str()) { WIDE_THREADS } else { BLOCK_THREADS }
     }

@@ -1,0 +1,38 @@
+// Runs a kernel's grid on the CPU: every thread of a block (and of a cluster) as a fiber of its own.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace kv8::emulated {
+
+struct Kernel {
+    const char* symbol;
+    void (*call)(const void* params);  // the kernel, for the thread that runs; `params` is its one argument
+    size_t param_bytes;
+    uint32_t max_threads;  // of __launch_bounds__
+    uint32_t min_ctas;     // of __launch_bounds__; at least 1
+};
+
+struct GridShape {
+    uint32_t grid[3];
+    uint32_t block[3];
+    uint32_t cluster;  // blocks along z; 1: none
+    uint32_t shared_bytes;  // dynamic
+};
+
+// nullptr: there is no such kernel.
+const Kernel* find_kernel(std::string_view symbol);
+
+// Runs all blocks. Empty on success, else what went wrong (a barrier that not all reach, an access outside memory, a copy whose operands are
+// misaligned), with the place of the block.
+std::string run_grid(const Kernel& kernel, const GridShape& shape, const void* params);
+
+// The devices' memory: zero-filled on request only (else a pattern), aligned to 256 bytes, followed by pages that may not be touched.
+// 0: no room.
+uint64_t allocate(size_t bytes);
+bool release(uint64_t address);
+
+}  // namespace kv8::emulated
