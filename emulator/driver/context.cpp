@@ -13,10 +13,18 @@ State& State::get() {
     return *kState;
 }
 
-std::vector<CUcontext>& context_stack() {
-    thread_local std::vector<CUcontext> stack;
+ContextStack& ContextStack::of_thread() {
+    thread_local ContextStack stack{};
     return stack;
 }
+
+bool ContextStack::push(CUcontext context) {
+    if (depth_ == kMostContexts) return false;
+    entries_[depth_++] = context;
+    return true;
+}
+
+CUcontext ContextStack::pop() { return depth_ == 0 ? nullptr : entries_[--depth_]; }
 
 Context::~Context() {
     for (const auto& [address, bytes] : device_memory) release(address);
@@ -98,35 +106,32 @@ CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned* flags, int* activ
 CUresult cuCtxGetCurrent(CUcontext* context) {
     return when_initialized([&](State&) {
         if (context == nullptr) return CUDA_ERROR_INVALID_VALUE;
-        *context = current_context();
+        *context = ContextStack::of_thread().current();
         return CUDA_SUCCESS;
     });
 }
 
 CUresult cuCtxSetCurrent(CUcontext context) {
     return when_initialized([&](State& state) {
-        auto& stack = context_stack();
         if (context != nullptr && check_context(state, context) != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
-        if (!stack.empty()) stack.pop_back();
-        if (context != nullptr) stack.push_back(context);
-        return CUDA_SUCCESS;
+        ContextStack& stack = ContextStack::of_thread();
+        stack.pop();
+        return context == nullptr || stack.push(context) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
     });
 }
 
 CUresult cuCtxPushCurrent_v2(CUcontext context) {
     return when_initialized([&](State& state) {
-        const CUresult code = check_context(state, context);
-        if (code == CUDA_SUCCESS) context_stack().push_back(context);
-        return code;
+        if (const CUresult code = check_context(state, context); code != CUDA_SUCCESS) return code;
+        return ContextStack::of_thread().push(context) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
     });
 }
 
 CUresult cuCtxPopCurrent_v2(CUcontext* context) {
     return when_initialized([&](State&) {
-        auto& stack = context_stack();
-        if (stack.empty()) return CUDA_ERROR_INVALID_CONTEXT;
-        if (context != nullptr) *context = stack.back();
-        stack.pop_back();
+        const CUcontext popped = ContextStack::of_thread().pop();
+        if (popped == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+        if (context != nullptr) *context = popped;
         return CUDA_SUCCESS;
     });
 }
@@ -150,7 +155,7 @@ CUresult cuCtxGetFlags(unsigned* flags) {
 CUresult cuCtxGetApiVersion(CUcontext context, unsigned* version) {
     return when_initialized([&](State& state) {
         if (version == nullptr) return CUDA_ERROR_INVALID_VALUE;
-        const CUcontext which = context != nullptr ? context : current_context();
+        const CUcontext which = context != nullptr ? context : ContextStack::of_thread().current();
         if (check_context(state, which) != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
         *version = 3020;  // of every context since CUDA 3.2
         return CUDA_SUCCESS;

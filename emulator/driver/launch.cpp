@@ -49,7 +49,8 @@ CUresult check_shape(const CUlaunchConfig& config, const Function& function, uin
         return CUDA_ERROR_INVALID_VALUE;
     }
     if (config.gridDimZ % cluster != 0) return CUDA_ERROR_INVALID_VALUE;
-    if (!is_within(config.blockDimX, kMaxThreads) || !is_within(config.blockDimY, kMaxThreads) || !is_within(config.blockDimZ, kMaxThreadsZ)) {
+    if (!is_within(config.blockDimX, kMaxThreads) || !is_within(config.blockDimY, kMaxThreads) ||
+        !is_within(config.blockDimZ, kMaxThreadsZ)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     const uint64_t threads = uint64_t{config.blockDimX} * config.blockDimY * config.blockDimZ;

@@ -75,7 +75,9 @@ CUresult set_attribute(Function& function, CUfunction_attribute which, int value
             return CUDA_SUCCESS;
         case CU_FUNC_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE:
             if (architecture.sm < kClusterSm) return CUDA_ERROR_NOT_SUPPORTED;
-            if (!is_within(CU_CLUSTER_SCHEDULING_POLICY_DEFAULT, CU_CLUSTER_SCHEDULING_POLICY_LOAD_BALANCING)) return CUDA_ERROR_INVALID_VALUE;
+            if (!is_within(CU_CLUSTER_SCHEDULING_POLICY_DEFAULT, CU_CLUSTER_SCHEDULING_POLICY_LOAD_BALANCING)) {
+                return CUDA_ERROR_INVALID_VALUE;
+            }
             function.cluster_policy = value;
             return CUDA_SUCCESS;
         // Those of the code cannot be changed.

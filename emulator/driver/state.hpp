@@ -36,7 +36,6 @@ struct Capture {
 
 struct Stream {
     unsigned flags;
-    int priority;
     std::unique_ptr<Capture> capture;  // nullptr: none is under way
 };
 
@@ -99,13 +98,23 @@ struct State {
     static State& get();
 };
 
-// The contexts of the calling thread; the last one is current.
-std::vector<CUcontext>& context_stack();
+// The contexts of one thread; the last one is current. Without a destructor, so that destructors of the thread's other values may call.
+class ContextStack {
+public:
+    static ContextStack& of_thread();
 
-// nullptr: none is.
-inline CUcontext current_context() {
-    return context_stack().empty() ? nullptr : context_stack().back();
-}
+    // nullptr: none is.
+    CUcontext current() const { return depth_ == 0 ? nullptr : entries_[depth_ - 1]; }
+    // false: no room.
+    bool push(CUcontext context);
+    // nullptr: there was none.
+    CUcontext pop();
+
+private:
+    static constexpr unsigned kMostContexts = 64;
+    CUcontext entries_[kMostContexts];
+    unsigned depth_;
+};
 
 // `work(State&)` with the state locked, in a driver that is initialised.
 template <class Work>
@@ -124,7 +133,7 @@ CUresult when_initialized(Work work) {
 template <class Work>
 CUresult in_context(Work work) {
     return when_initialized([&](State& state) -> CUresult {
-        if (current_context() == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+        if (ContextStack::of_thread().current() == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
         if (state.primary == nullptr) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
         if (state.primary->lost != CUDA_SUCCESS) return state.primary->lost;
         return work(*state.primary);

@@ -7,14 +7,6 @@ namespace {
 
 constexpr unsigned kEventFlags = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS;
 
-CUresult create_stream(CUstream* stream, unsigned flags, int priority) {
-    return in_context([&](Context& context) {
-        if (stream == nullptr || (flags & ~unsigned{CU_STREAM_NON_BLOCKING}) != 0) return CUDA_ERROR_INVALID_VALUE;
-        *stream = context.streams.add(flags, priority, nullptr);
-        return CUDA_SUCCESS;
-    });
-}
-
 // A stream that captures has no end to wait for.
 CUresult wait_for(const Target& target) {
     if (!target.exists) return CUDA_ERROR_INVALID_HANDLE;
@@ -32,12 +24,12 @@ CUresult wait_for(const Event* event) {
 
 using namespace kv8::emulated;
 
-CUresult cuStreamCreate(CUstream* stream, unsigned flags) { return create_stream(stream, flags, 0); }
-
-CUresult cuStreamCreateWithPriority(CUstream* stream, unsigned flags, int priority) {
-    // All priorities are one here, as on devices without them.
-    static_cast<void>(priority);
-    return create_stream(stream, flags, 0);
+CUresult cuStreamCreate(CUstream* stream, unsigned flags) {
+    return in_context([&](Context& context) {
+        if (stream == nullptr || (flags & ~unsigned{CU_STREAM_NON_BLOCKING}) != 0) return CUDA_ERROR_INVALID_VALUE;
+        *stream = context.streams.add(flags, nullptr);
+        return CUDA_SUCCESS;
+    });
 }
 
 CUresult cuStreamDestroy_v2(CUstream stream) {
@@ -56,15 +48,6 @@ CUresult cuStreamGetFlags(CUstream stream, unsigned* flags) {
         if (flags == nullptr) return CUDA_ERROR_INVALID_VALUE;
         if (!target.exists) return CUDA_ERROR_INVALID_HANDLE;
         *flags = target.stream != nullptr ? target.stream->flags : unsigned{CU_STREAM_DEFAULT};
-        return CUDA_SUCCESS;
-    });
-}
-
-CUresult cuStreamGetPriority(CUstream stream, int* priority) {
-    return in_context([&](Context& context) {
-        if (priority == nullptr) return CUDA_ERROR_INVALID_VALUE;
-        if (!find_stream(context, stream).exists) return CUDA_ERROR_INVALID_HANDLE;
-        *priority = 0;
         return CUDA_SUCCESS;
     });
 }
