@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::kernels::{compile, unit_name, units};
 use crate::kernels::table::Table;
+use crate::kernels::toolchain::Toolchain;
 use crate::source_hash::source_hash;
 use crate::{parallel, workspace};
 
@@ -95,8 +96,12 @@ fn build(args: &Args) -> Result<PathBuf> {
         let flags = flags.chain([include, "-include".to_owned(), "cuda.hpp".to_owned()]).collect();
         jobs.push(Job::new(unit, flags, &headers, &work)?);
     }
+    let toolkit = Toolchain::find(None, None)?.headers()?;
     for file in files(&emulator.join("runtime"), "cpp")?.into_iter().chain(files(&emulator.join("driver"), "cpp")?) {
-        jobs.push(Job::new(&file, OWN_FLAGS.iter().map(|flag| (*flag).to_owned()).collect(), &[], &work)?);
+        // The driver's interface is declared in NVIDIA's header, whose warnings are not ours.
+        let flags = OWN_FLAGS.iter().map(|flag| (*flag).to_owned());
+        let flags = flags.chain(["-isystem".to_owned(), toolkit.display().to_string()]).collect();
+        jobs.push(Job::new(&file, flags, &[], &work)?);
     }
     let todo: Vec<&Job> = jobs.iter().filter(|job| !job.object.is_file()).collect();
     let name = |job: &&Job| unit_name(&job.source);
@@ -105,7 +110,9 @@ fn build(args: &Args) -> Result<PathBuf> {
     let library = out.join("libcuda.so.1");
     let new = out.join("libcuda.so.new");
     let mut link = Command::new("g++");
-    link.args(["-shared", "-pthread", "-Wl,-soname,libcuda.so.1", "-Wl,-z,defs", "-o"]).arg(&new);
+    link.args(["-shared", "-pthread", "-Wl,-soname,libcuda.so.1", "-Wl,-z,defs"]);
+    link.arg(format!("-Wl,--version-script={}", root.join("emulator/driver/exports.map").display()));
+    link.arg("-o").arg(&new);
     link.args(jobs.iter().map(|job| &job.object));
     ensure!(link.status().context("running g++")?.success(), "linking {} failed", library.display());
     std::fs::rename(&new, &library)?;

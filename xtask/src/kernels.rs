@@ -9,7 +9,7 @@ mod manifest;
 mod occupancy;
 mod resources;
 pub mod table;
-mod toolchain;
+pub mod toolchain;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;

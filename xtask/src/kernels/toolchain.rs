@@ -96,6 +96,14 @@ impl Toolchain {
         let (ptxas, fatbinary) = (beside("ptxas")?, beside("fatbinary")?);
         Ok(Self { nvcc: real, ptxas, fatbinary, version, origin })
     }
+
+    /// The folder of CUDA's headers.
+    pub fn headers(&self) -> Result<PathBuf> {
+        let toolkit = self.nvcc.ancestors().nth(2).unwrap_or(Path::new("/"));
+        let folder = toolkit.join("include");
+        ensure!(folder.join("cuda.h").is_file(), "no cuda.h in {}", folder.display());
+        Ok(folder)
+    }
 }
 
 /// nvcc preprocesses with the host's compiler, also where nothing is compiled for the host.
