@@ -121,7 +121,9 @@ inline uint32_t mul_f16x2(uint32_t a, uint32_t b) {
 }
 
 inline void launch_dependents() {}
-inline void wait_for_previous() {}
+inline void wait_for_previous() {
+    if constexpr (kBulkCopies) emulated::wait_for_previous();
+}
 inline void prefetch_l2(const void*, uint32_t) {}
 inline void prefetch_line(const void*) {}
 inline void touch(const uint32_t* address) { static_cast<void>(*static_cast<const volatile uint32_t*>(address)); }

@@ -12,8 +12,9 @@ struct alignas(64) ParamBlock {
     unsigned char bytes[64];
 };
 
-CUresult check_attributes(const CUlaunchConfig& config, const Function& function, uint32_t& cluster) {
+CUresult check_attributes(const CUlaunchConfig& config, const Function& function, uint32_t& cluster, bool& overlaps) {
     cluster = 1;
+    overlaps = false;
     if (config.numAttrs != 0 && config.attrs == nullptr) return CUDA_ERROR_INVALID_VALUE;
     for (unsigned i = 0; i < config.numAttrs; ++i) {
         const CUlaunchAttribute& attribute = config.attrs[i];
@@ -31,11 +32,13 @@ CUresult check_attributes(const CUlaunchConfig& config, const Function& function
             case CU_LAUNCH_ATTRIBUTE_COOPERATIVE:
                 if (attribute.value.cooperative != 0) return CUDA_ERROR_NOT_SUPPORTED;
                 break;
+            case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION:
+                overlaps = attribute.value.programmaticStreamSerializationAllowed != 0;
+                break;
             // These say when and where blocks run, which is all the same here.
             case CU_LAUNCH_ATTRIBUTE_IGNORE:
             case CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW:
             case CU_LAUNCH_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE:
-            case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION:
             case CU_LAUNCH_ATTRIBUTE_PRIORITY: break;
             default: return CUDA_ERROR_NOT_SUPPORTED;
         }
@@ -66,7 +69,8 @@ CUresult launch(Context& context, CUfunction handle, const CUlaunchConfig& confi
     const Kernel* kernel = function->kernel;
     if (kernel->param_bytes != 0 && (params == nullptr || params[0] == nullptr)) return CUDA_ERROR_INVALID_VALUE;
     uint32_t cluster = 1;
-    if (const CUresult code = check_attributes(config, *function, cluster); code != CUDA_SUCCESS) return code;
+    bool overlaps = false;
+    if (const CUresult code = check_attributes(config, *function, cluster, overlaps); code != CUDA_SUCCESS) return code;
     if (const CUresult code = check_shape(config, *function, cluster); code != CUDA_SUCCESS) return code;
     const GridShape shape{{config.gridDimX, config.gridDimY, config.gridDimZ},
                           {config.blockDimX, config.blockDimY, config.blockDimZ},
@@ -74,10 +78,11 @@ CUresult launch(Context& context, CUfunction handle, const CUlaunchConfig& confi
                           config.sharedMemBytes};
     std::vector<ParamBlock> copied((kernel->param_bytes + sizeof(ParamBlock) - 1) / sizeof(ParamBlock));
     if (!copied.empty()) std::memcpy(copied.data(), params[0], kernel->param_bytes);
-    return enqueue(context, config.hStream, [kernel, shape, copied = std::move(copied)](const Context&) -> std::string {
-        const std::string wrong = run_grid(*kernel, shape, copied.data());
+    const auto run = [kernel, shape, copied = std::move(copied)](const Context&, const Before& before) -> std::string {
+        const std::string wrong = run_grid(*kernel, shape, copied.data(), before);
         return wrong.empty() ? wrong : std::string(kernel->symbol) + ": " + wrong;
-    });
+    };
+    return enqueue(context, config.hStream, {run, true, overlaps});
 }
 
 }  // namespace
@@ -87,14 +92,14 @@ using namespace kv8::emulated;
 
 CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                         unsigned block_z, unsigned shared_bytes, CUstream stream, void** params, void** extra) {
-    return in_context([&](Context& context) {
+    return in_context<Kept::kStays>([&](Context& context) {
         const CUlaunchConfig config{grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, stream, nullptr, 0};
         return launch(context, function, config, params, extra);
     });
 }
 
 CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** params, void** extra) {
-    return in_context([&](Context& context) {
+    return in_context<Kept::kStays>([&](Context& context) {
         return config == nullptr ? CUDA_ERROR_INVALID_VALUE : launch(context, function, *config, params, extra);
     });
 }

@@ -34,6 +34,33 @@ CUresult check_queue(Context& context, const Target& target) {
     return code;
 }
 
+std::string Line::take(const Context& context, const Operation& operation) {
+    if (kept_.has_value() && operation.overlaps) {
+        const Operation before = std::move(*kept_);
+        kept_.reset();
+        return operation.run(context, [&] { return before.run(context, {}); });
+    }
+    if (std::string wrong = finish(context); !wrong.empty()) return wrong;
+    if (operation.is_kernel && toss()) {
+        kept_ = operation;
+        return {};
+    }
+    return operation.run(context, {});
+}
+
+std::string Line::finish(const Context& context) {
+    if (!kept_.has_value()) return {};
+    const Operation operation = std::move(*kept_);
+    kept_.reset();
+    return operation.run(context, {});
+}
+
+void judge(Context& context, const std::string& wrong) {
+    if (wrong.empty()) return;
+    std::fprintf(stderr, "kv8 emulated GPU: %s\n", wrong.c_str());
+    context.lost = CUDA_ERROR_LAUNCH_FAILED;
+}
+
 CUresult enqueue(Context& context, CUstream handle, Operation operation) {
     const Target target = find_stream(context, handle);
     if (const CUresult code = check_queue(context, target); code != CUDA_SUCCESS) return code;
@@ -41,11 +68,10 @@ CUresult enqueue(Context& context, CUstream handle, Operation operation) {
         target.stream->capture->operations.push_back(std::move(operation));
         return CUDA_SUCCESS;
     }
-    const std::string wrong = operation(context);
-    if (!wrong.empty()) {
-        std::fprintf(stderr, "kv8 emulated GPU: %s\n", wrong.c_str());
-        context.lost = CUDA_ERROR_LAUNCH_FAILED;
-    }
+    // Kernels of one stream alone overlap.
+    if (context.line_stream != handle) judge(context, context.line.finish(context));
+    context.line_stream = handle;
+    if (context.lost == CUDA_SUCCESS) judge(context, context.line.take(context, operation));
     // The call has only queued the work: its failure is told to the calls after it.
     return CUDA_SUCCESS;
 }

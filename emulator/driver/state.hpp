@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -24,8 +25,24 @@ namespace kv8::emulated {
 struct Context;
 
 // One piece of device work with copies of its arguments, runnable any number of times. Empty on success, else what went wrong.
-using Operation = std::function<std::string(const Context&)>;
+struct Operation {
+    std::function<std::string(const Context&, const Before&)> run;  // a kernel alone takes a Before
+    bool is_kernel = false;
+    bool overlaps = false;  // a kernel that may begin before the kernel before it has ended
+};
 using Operations = std::vector<Operation>;
+
+// Runs work in its order. A kernel may be kept back until the next one begins that may overlap with it: what that reads before it
+// waits is then what lay there before the first.
+class Line {
+public:
+    std::string take(const Context& context, const Operation& operation);
+    // Runs what is kept back.
+    std::string finish(const Context& context);
+
+private:
+    std::optional<Operation> kept_;
+};
 
 struct Capture {
     CUstreamCaptureMode mode;
@@ -77,6 +94,8 @@ struct Context {
     Handles<CUgraphExec, Graph> execs;
     Handles<CUmodule, Module> modules;
     Handles<CUfunction, Function> functions;
+    Line line;
+    CUstream line_stream = nullptr;  // of the work that is kept back
     std::map<uint64_t, size_t> device_memory;  // bytes asked for, by address
     std::map<uintptr_t, size_t> pinned_memory;
     size_t device_bytes_used = 0;
@@ -129,12 +148,20 @@ CUresult when_initialized(Work work) {
     }
 }
 
+// Tells of work that has gone wrong, if it has: its text goes to the standard error, and the context is lost.
+void judge(Context& context, const std::string& wrong);
+
+// Whether work that is kept back has to run before a call.
+enum class Kept { kRuns, kStays };
+
 // `work(Context&)` with the state locked, in the current context, unless that is lost.
-template <class Work>
+template <Kept KEPT = Kept::kRuns, class Work>
 CUresult in_context(Work work) {
     return when_initialized([&](State& state) -> CUresult {
         if (ContextStack::of_thread().current() == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
         if (state.primary == nullptr) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+        if (state.primary->lost != CUDA_SUCCESS) return state.primary->lost;
+        if (KEPT == Kept::kRuns) judge(*state.primary, state.primary->line.finish(*state.primary));
         if (state.primary->lost != CUDA_SUCCESS) return state.primary->lost;
         return work(*state.primary);
     });

@@ -8,7 +8,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <thread>
 
@@ -18,6 +20,7 @@ namespace kv8::emulated {
 
 constexpr size_t kStackBytes = 128 << 10;
 constexpr int kPattern = 0xa5;  // of shared memory that nobody has written
+constexpr uint64_t kStep = 7919;  // a prime
 
 namespace {
 
@@ -109,7 +112,11 @@ void run_turns(Cluster& cluster) {
                 if (!cluster.problem.empty()) return;
             }
         }
-        if (!ran && !deliver_some(cluster)) {
+        if (ran || deliver_some(cluster)) continue;
+        if (cluster.previous->is_done() == 0) {
+            cluster.problem = cluster.previous->finish();
+            if (!cluster.problem.empty()) return;
+        } else {
             cluster.problem = "threads wait for what never comes (block z:thread)" + whose_turn(cluster);
             return;
         }
@@ -117,8 +124,9 @@ void run_turns(Cluster& cluster) {
     if (!cluster.copies.empty()) cluster.problem = "a bulk copy was still under way when its block ended";
 }
 
-void set_up(Processor& p, const GridShape& shape, uint64_t cluster_idx, uint64_t seed) {
+void set_up(Processor& p, const GridShape& shape, Previous& previous, uint64_t cluster_idx, uint64_t seed) {
     Cluster& cluster = p.cluster;
+    cluster.previous = &previous;
     const uint32_t num_threads = shape.block[0] * shape.block[1] * shape.block[2];
     const uint32_t num_warps = (num_threads + kLanes - 1) / kLanes;
     cluster.grid = {shape.grid[0], shape.grid[1], shape.grid[2]};
@@ -234,42 +242,69 @@ uint64_t number_from_env(const char* name, uint64_t otherwise) {
     return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
 }
 
+// Of each thread of the system one for every launch that it is in: a launch may have to run the one before it.
+Processor& processor_at(size_t depth) {
+    static thread_local std::vector<std::unique_ptr<Processor>> own;
+    while (own.size() <= depth) own.push_back(std::make_unique<Processor>());
+    return *own[depth];
+}
+
+// Runs clusters until none is left, or one has failed: then its problem.
+std::string run_clusters(const Kernel& kernel, const GridShape& shape, const void* params, Previous& previous, uint64_t seed,
+                         uint64_t num_clusters, std::atomic<uint64_t>& next) {
+    static thread_local size_t depth = 0;
+    Processor* const outer = processor;
+    Thread* const outer_thread = current;
+    const FaultStack stack;
+    Processor& own = processor_at(depth++);
+    own.kernel = &kernel;
+    own.params = params;
+    std::string problem;
+    // In no order that a kernel could count on: a step without a common divisor goes through all.
+    const uint64_t step = num_clusters % kStep == 0 ? 1 : kStep;
+    for (uint64_t idx = next.fetch_add(1); idx < num_clusters && problem.empty(); idx = next.fetch_add(1)) {
+        processor = &own;
+        set_up(own, shape, previous, (idx * step + seed % num_clusters) % num_clusters, seed);
+        problem = run_cluster(own);
+    }
+    if (!problem.empty()) next = num_clusters;
+    --depth;
+    processor = outer;
+    current = outer_thread;
+    return problem;
+}
+
+uint64_t next_seed() {
+    static std::atomic<uint64_t> drawn{number_from_env("KV8_EMULATED_SEED", 1) << 32};
+    return (drawn.fetch_add(1) + 1) * 0xbf58476d1ce4e5b9u;
+}
+
 }  // namespace
 
 // Called by a thread that waits.
 void leave_fiber() { kv8_switch_fiber(&current->fiber, processor->scheduler); }
 
-std::string run_grid(const Kernel& kernel, const GridShape& shape, const void* params) {
-    static std::atomic<uint64_t> launches{number_from_env("KV8_EMULATED_SEED", 1) << 32};
+bool toss() { return (next_seed() >> 40 & 1) != 0; }
+
+std::string run_grid(const Kernel& kernel, const GridShape& shape, const void* params, const Before& before) {
     watch_faults();
-    const uint64_t seed = (launches.fetch_add(1) + 1) * 0xbf58476d1ce4e5b9u;
+    const uint64_t seed = next_seed();
     const uint64_t num_clusters = static_cast<uint64_t>(shape.grid[0]) * shape.grid[1] * (shape.grid[2] / shape.cluster);
+    Previous previous(before);
     std::atomic<uint64_t> next{0};
     std::mutex lock;
     std::string problem;
     const auto work = [&] {
-        static thread_local Processor own;
-        const FaultStack stack;
-        processor = &own;
-        own.kernel = &kernel;
-        own.params = params;
-        for (uint64_t idx = next.fetch_add(1); idx < num_clusters; idx = next.fetch_add(1)) {
-            // Blocks in no order that a kernel could count on.
-            const uint64_t cluster = (idx * 7919 + seed % num_clusters) % num_clusters;
-            set_up(own, shape, num_clusters % 7919 == 0 ? idx : cluster, seed);
-            const std::string found = run_cluster(own);
-            if (found.empty()) continue;
-            const std::lock_guard<std::mutex> guard(lock);
-            if (problem.empty()) problem = found;
-            next = num_clusters;
-        }
-        processor = nullptr;
+        const std::string found = run_clusters(kernel, shape, params, previous, seed, num_clusters, next);
+        const std::lock_guard<std::mutex> guard(lock);
+        if (problem.empty()) problem = found;
     };
     const uint64_t num_workers = std::min<uint64_t>(std::max(1u, std::thread::hardware_concurrency()), num_clusters / 2);
     std::vector<std::thread> others;
     for (uint64_t i = 1; i < num_workers; ++i) others.emplace_back(work);
     work();
     for (std::thread& other : others) other.join();
+    if (problem.empty()) problem = previous.finish();
     return problem;
 }
 

@@ -2,9 +2,9 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
-#include <vector>
 
 namespace kv8::emulated {
 
@@ -26,9 +26,15 @@ struct GridShape {
 // nullptr: there is no such kernel.
 const Kernel* find_kernel(std::string_view symbol);
 
+// Work of the stream that a launch overlaps with; answers as run_grid. An empty function: there is none.
+using Before = std::function<std::string()>;
+
 // Runs all blocks. Empty on success, else what went wrong (a barrier that not all reach, an access outside memory, a copy whose operands are
-// misaligned), with the place of the block.
-std::string run_grid(const Kernel& kernel, const GridShape& shape, const void* params);
+// misaligned), with the place of the block. `before` is run as late as this kernel lets it: when it first waits for it, else at its end.
+std::string run_grid(const Kernel& kernel, const GridShape& shape, const void* params, const Before& before = {});
+
+// One of two, by the seed: whether a kernel is kept until the next one may overlap with it.
+bool toss();
 
 // The devices' memory: zero-filled on request only (else a pattern), aligned to 256 bytes, followed by pages that may not be touched.
 // 0: no room.

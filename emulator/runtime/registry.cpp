@@ -1,4 +1,4 @@
-// The kernels by name. kernels.inc has a line for each, written by `cargo xtask emulate` from the table of variants.
+// The kernels by name. <kernels.inc> has a line for each, written by `cargo xtask emulate` from the table of variants.
 #include "grid.hpp"
 
 #include "../../attn-kernels/cuda/params/append.h"
@@ -16,7 +16,7 @@ using namespace kv8;
 #define COMMON_kv8_stream_copy KERNEL(kv8_stream_copy, StreamParams, 512, 1)
 
 #define KERNEL(SYMBOL, PARAMS, MAX_THREADS, MIN_CTAS) extern "C" void SYMBOL(const PARAMS p);
-#include "kernels.inc"
+#include <kernels.inc>
 #undef KERNEL
 
 namespace kv8::emulated {
@@ -28,7 +28,7 @@ static void call(const void* params) {
 
 static const Kernel kKernels[] = {
 #define KERNEL(SYMBOL, PARAMS, MAX_THREADS, MIN_CTAS) {#SYMBOL, call<PARAMS, SYMBOL>, sizeof(PARAMS), MAX_THREADS, MIN_CTAS},
-#include "kernels.inc"
+#include <kernels.inc>
 #undef KERNEL
 };
 

@@ -101,6 +101,16 @@ void arrive_cluster() {
 
 void wait_cluster() { wait_while(&current->block->cluster->all.generation, ~0u, current->cluster_generation); }
 
+void wait_for_previous() { wait_while(&current->block->cluster->previous->is_done(), ~0u, 0); }
+
+std::string Previous::finish() {
+    const std::lock_guard<std::mutex> guard(lock_);
+    if (is_done_ != 0) return {};
+    const std::string problem = run_();
+    __atomic_store_n(&is_done_, 1u, __ATOMIC_RELEASE);
+    return problem;
+}
+
 void end_thread() {
     Block& block = *current->block;
     Cluster& cluster = *block.cluster;

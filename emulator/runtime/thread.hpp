@@ -5,7 +5,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -95,7 +95,23 @@ struct Chance {
     }
 };
 
+// The work that the launch overlaps with, for all of its clusters.
+class Previous {
+  public:
+    explicit Previous(const Before& run) : run_(run), is_done_(!run) {}
+
+    const uint32_t& is_done() const { return is_done_; }
+    // Runs it unless that has been done. Answers as run_grid.
+    std::string finish();
+
+  private:
+    const Before& run_;
+    std::mutex lock_;
+    uint32_t is_done_;
+};
+
 struct Cluster {
+    Previous* previous;
     std::vector<Block> blocks;
     std::vector<Thread> threads;
     std::vector<Copy> copies;  // bulk copies, and what threads sent
@@ -120,6 +136,7 @@ bool meet_block(bool brought);
 void meet_named(uint32_t idx, uint32_t num_threads);
 void arrive_cluster();
 void wait_cluster();
+void wait_for_previous();
 
 // The place of a shared address, of this block or (`anywhere`) of another of the cluster, and the address of a place of this block.
 void* shared_place(uint32_t address, uint32_t bytes, bool anywhere = false);

@@ -83,7 +83,7 @@ fn build(args: &Args) -> Result<PathBuf> {
         all.into_iter().filter(|unit| args.unit.is_empty() || args.unit.contains(&unit_name(unit))).collect();
     ensure!(args.unit.is_empty() || wanted.len() == args.unit.len(), "not all of {:?} are units", args.unit);
 
-    let registry = sources.join("emulator/runtime/kernels.inc");
+    let registry = out.join("kernels.inc");
     write_if_new(&registry, &registry_of(&wanted)?)?;
     let mut jobs = Vec::new();
     let emulator = sources.join("emulator");
@@ -100,8 +100,13 @@ fn build(args: &Args) -> Result<PathBuf> {
     for file in files(&emulator.join("runtime"), "cpp")?.into_iter().chain(files(&emulator.join("driver"), "cpp")?) {
         // The driver's interface is declared in NVIDIA's header, whose warnings are not ours.
         let flags = OWN_FLAGS.iter().map(|flag| (*flag).to_owned());
-        let flags = flags.chain(["-isystem".to_owned(), toolkit.display().to_string()]).collect();
-        jobs.push(Job::new(&file, flags, &[], &work)?);
+        let flags = flags.chain(["-isystem".to_owned(), toolkit.display().to_string()]);
+        let (include, besides) = if unit_name(&file) == "registry" {
+            (vec![format!("-I{}", out.display())], vec![registry.clone()])
+        } else {
+            (Vec::new(), Vec::new())
+        };
+        jobs.push(Job::new(&file, flags.chain(include).collect(), &besides, &work)?);
     }
     let todo: Vec<&Job> = jobs.iter().filter(|job| !job.object.is_file()).collect();
     let name = |job: &&Job| unit_name(&job.source);
