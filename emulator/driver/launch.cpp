@@ -12,7 +12,7 @@ struct alignas(64) ParamBlock {
     unsigned char bytes[64];
 };
 
-CUresult check_attributes(const CUlaunchConfig& config, const Function& function, uint32_t& cluster, bool& overlaps) {
+CUresult read_attributes(const CUlaunchConfig& config, const Function& function, uint32_t& cluster, bool& overlaps) {
     cluster = 1;
     overlaps = false;
     if (config.numAttrs != 0 && config.attrs == nullptr) return CUDA_ERROR_INVALID_VALUE;
@@ -33,7 +33,8 @@ CUresult check_attributes(const CUlaunchConfig& config, const Function& function
                 if (attribute.value.cooperative != 0) return CUDA_ERROR_NOT_SUPPORTED;
                 break;
             case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION:
-                overlaps = attribute.value.programmaticStreamSerializationAllowed != 0;
+                // Older devices do not overlap, and their kernels have nothing to wait with.
+                overlaps = attribute.value.programmaticStreamSerializationAllowed != 0 && settings().architecture->sm >= kOverlapSm;
                 break;
             // These say when and where blocks run, which is all the same here.
             case CU_LAUNCH_ATTRIBUTE_IGNORE:
@@ -70,7 +71,7 @@ CUresult launch(Context& context, CUfunction handle, const CUlaunchConfig& confi
     if (kernel->param_bytes != 0 && (params == nullptr || params[0] == nullptr)) return CUDA_ERROR_INVALID_VALUE;
     uint32_t cluster = 1;
     bool overlaps = false;
-    if (const CUresult code = check_attributes(config, *function, cluster, overlaps); code != CUDA_SUCCESS) return code;
+    if (const CUresult code = read_attributes(config, *function, cluster, overlaps); code != CUDA_SUCCESS) return code;
     if (const CUresult code = check_shape(config, *function, cluster); code != CUDA_SUCCESS) return code;
     const GridShape shape{{config.gridDimX, config.gridDimY, config.gridDimZ},
                           {config.blockDimX, config.blockDimY, config.blockDimZ},

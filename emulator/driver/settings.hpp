@@ -28,6 +28,7 @@ constexpr uint32_t kSharedWithoutOptin = 48 << 10;
 constexpr uint32_t kPortableCluster = 8;            // blocks; on every device that has clusters
 constexpr uint32_t kLargestCluster = 16;
 constexpr unsigned kClusterSm = 90;                 // the first with clusters
+constexpr unsigned kOverlapSm = 90;                 // the first with launches that overlap
 constexpr int kDriverVersion = 13'000;
 
 struct Settings {

@@ -1,8 +1,8 @@
 // All that the driver knows, behind one lock; and the two ways in for a call: with the driver initialised, with a context current.
 //
-// Work runs at the call that queues it, in the calling thread and with the lock held: streams are always empty, and a stream's order is
-// the order of calls. What a real device would report later is reported later here too: a kernel that fails leaves its error in the
-// context, for the calls that follow.
+// Work runs at the call that queues it, in the calling thread and with the lock held: a stream's order is the order of calls. Only a kernel
+// may be kept back (Line), and runs at the next call at the latest. What a real device would report later is reported later here too: a
+// kernel that fails leaves its error in the context, for the calls that follow.
 #pragma once
 #include <chrono>
 #include <functional>
@@ -24,9 +24,10 @@ namespace kv8::emulated {
 
 struct Context;
 
-// One piece of device work with copies of its arguments, runnable any number of times. Empty on success, else what went wrong.
+// One piece of device work with copies of its arguments, runnable any number of times.
 struct Operation {
-    std::function<std::string(const Context&, const Before&)> run;  // a kernel alone takes a Before
+    // Answers as run_grid. A kernel alone takes a Before.
+    std::function<std::string(const Context&, const Before&)> run;
     bool is_kernel = false;
     bool overlaps = false;  // a kernel that may begin before the kernel before it has ended
 };

@@ -1,4 +1,4 @@
-// Streams and events. Work has run when the call that queued it returns, so there is never anything to wait for.
+// Streams and events. Of what was queued before a call of these nothing is left to run, so there is never anything to wait for.
 #include "queue.hpp"
 #include "state.hpp"
 
