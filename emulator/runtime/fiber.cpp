@@ -1,3 +1,4 @@
+// The switch from one fiber to another, for each architecture.
 #include "fiber.hpp"
 
 #include <cstdint>

@@ -3,8 +3,6 @@
 
 #include <csetjmp>
 #include <csignal>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -14,6 +12,7 @@
 #include <mutex>
 #include <thread>
 
+#include "parts.hpp"
 #include "thread.hpp"
 
 namespace kv8::emulated {
@@ -23,36 +22,6 @@ constexpr int kPattern = 0xa5;  // of shared memory that nobody has written
 constexpr uint64_t kStep = 7919;  // a prime
 
 namespace {
-
-// Memory for the stacks of threads or the shared memory of blocks: parts of equal size, each followed by pages that may not be touched.
-class Parts {
-  public:
-    ~Parts() { release(); }
-
-    void make(size_t num, size_t bytes) {
-        if (num <= num_ && bytes == bytes_) return;
-        release();
-        page_ = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-        num_ = num, bytes_ = bytes;
-        pitch_ = (bytes + page_ - 1) / page_ * page_ + page_;
-        base_ = mmap(nullptr, num * pitch_ + page_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (base_ == MAP_FAILED) std::abort();
-        for (size_t i = 0; i <= num; ++i) mprotect(static_cast<uint8_t*>(base_) + i * pitch_, page_, PROT_NONE);
-    }
-
-    // Ends where the forbidden pages begin.
-    uint8_t* at(size_t idx) const { return static_cast<uint8_t*>(base_) + (idx + 1) * pitch_ - bytes_; }
-
-  private:
-    void release() {
-        if (base_ != nullptr) munmap(base_, num_ * pitch_ + page_);
-        base_ = nullptr;
-        num_ = bytes_ = 0;
-    }
-
-    void* base_ = nullptr;
-    size_t num_ = 0, bytes_ = 0, pitch_ = 0, page_ = 0;
-};
 
 // A processor of the machine, while it runs a cluster.
 struct Processor {
@@ -281,7 +250,6 @@ uint64_t next_seed() {
 
 }  // namespace
 
-// Called by a thread that waits.
 void leave_fiber() { kv8_switch_fiber(&current->fiber, processor->scheduler); }
 
 bool toss() { return (next_seed() >> 40 & 1) != 0; }

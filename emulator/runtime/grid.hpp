@@ -36,8 +36,7 @@ std::string run_grid(const Kernel& kernel, const GridShape& shape, const void* p
 // One of two, by the seed: whether a kernel is kept until the next one may overlap with it.
 bool toss();
 
-// The devices' memory: zero-filled on request only (else a pattern), aligned to 256 bytes, followed by pages that may not be touched.
-// 0: no room.
+// The device's memory: filled with a pattern, aligned to 256 bytes, followed by pages that may not be touched. 0: no room.
 uint64_t allocate(size_t bytes);
 bool release(uint64_t address);
 

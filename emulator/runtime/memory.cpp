@@ -12,6 +12,7 @@
 namespace kv8::emulated {
 
 constexpr size_t kAlignment = 256;
+constexpr size_t kGuard = 1 << 20;  // bytes behind an allocation that may not be touched
 constexpr int kPattern = 0xa5;            // as a scale or a float a large negative number, as an index out of every range
 constexpr size_t kMostPatterned = 64 << 20;  // larger allocations stay zeros: to write them would make them real
 
@@ -30,14 +31,14 @@ uint64_t allocate(size_t bytes) {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     const size_t used = round_up(bytes, kAlignment);
     const size_t mapped = round_up(used, page);
-    void* base = mmap(nullptr, mapped + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* base = mmap(nullptr, mapped + kGuard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) return 0;
-    mprotect(static_cast<uint8_t*>(base) + mapped, page, PROT_NONE);
+    mprotect(static_cast<uint8_t*>(base) + mapped, kGuard, PROT_NONE);
     uint8_t* const first = static_cast<uint8_t*>(base) + (mapped - used);
     if (used <= kMostPatterned) std::memset(first, kPattern, used);
     const uint64_t address = reinterpret_cast<uint64_t>(first);
     const std::lock_guard<std::mutex> guard(g_lock);
-    g_mappings[address] = {base, mapped + page};
+    g_mappings[address] = {base, mapped + kGuard};
     return address;
 }
 

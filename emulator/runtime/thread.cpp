@@ -1,3 +1,4 @@
+// Where threads wait for each other, and when copies arrive.
 #include "thread.hpp"
 
 #include <algorithm>
@@ -30,7 +31,6 @@ void fail(const std::string& what) {
 }
 
 void wait_while(const uint32_t* word, uint32_t mask, uint32_t value) {
-    extern void leave_fiber();
     while ((*static_cast<const volatile uint32_t*>(word) & mask) == value) {
         current->word = word, current->mask = mask, current->value = value;
         leave_fiber();

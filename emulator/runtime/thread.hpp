@@ -130,6 +130,8 @@ extern thread_local Thread* current;
 // Ends the launch: says what is wrong and where.
 [[noreturn]] void fail(const std::string& what);
 
+// Lets other threads run.
+void leave_fiber();
 void wait_while(const uint32_t* word, uint32_t mask, uint32_t value);
 Operands meet_lanes(Combine combine, uint32_t mask, const Operands& mine);
 bool meet_block(bool brought);

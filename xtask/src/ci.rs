@@ -46,6 +46,19 @@ const STEPS: &[Step] = &[
     step("package", "cargo xtask package --check"),
     // The CUDA backend on a driver of host memory that fails at every call; wants the image that was just built.
     step("fake-driver", "cargo test -p attn-backend --features cuda --test fake_driver"),
+    step("emulate-checks", "cargo xtask emulate --checks"),
+    // The kernels' own sources on an emulated GPU: every kernel once, then the suite of all backends.
+    step(
+        "emulate",
+        "cargo xtask emulate cargo test -p attn-tests --features cuda --test it -- gpu::every_kernel",
+    ),
+    Step {
+        name: "emulate-suite",
+        // Left out are a million tokens, and the suite that decodes each batch in many orders.
+        command: "cargo xtask emulate cargo test -p attn-tests --features cuda --test it -- conformance::cuda:: \
+                  --skip cuda::long --skip cuda::invariance",
+        env: &[("KV8_CASES", "400"), ("KV8_REQUIRE_GPU", "1")],
+    },
     // Fails if any output element is beyond the bound of the backend's arithmetic.
     step("demo", "cargo xtask demo --json"),
 ];
@@ -73,7 +86,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 impl Step {
     fn run(&self) -> anyhow::Result<()> {
-        let mut words = self.command.split(' ');
+        let mut words = self.command.split_whitespace();
         let status = Command::new(words.next().unwrap_or("cargo"))
             .args(words)
             .envs(self.env.iter().copied())

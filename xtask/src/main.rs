@@ -9,8 +9,8 @@ mod demo;
 mod emulate;
 mod kernels;
 mod mutants;
-mod parallel;
 mod package;
+mod parallel;
 mod smollm2;
 #[path = "../../crates/attn-kernels/build/source_hash.rs"]
 mod source_hash;

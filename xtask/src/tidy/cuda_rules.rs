@@ -9,7 +9,11 @@ const PTX_FILE: &str = "ptx.cuh";
 const COMMENT_REACH: usize = 24;
 
 pub const RULES: [Rule; 4] = [
-    Rule { name: "cuda-doc", why: "the first line of a CUDA file says what it is for", check: cuda_doc },
+    Rule {
+        name: "cuda-doc",
+        why: "the first line of a CUDA or C++ file says what it is for",
+        check: cuda_doc,
+    },
     Rule {
         name: "kernel-grid",
         why: "a kernel's comment says its grid and what one CTA does",
@@ -21,7 +25,7 @@ pub const RULES: [Rule; 4] = [
 
 fn cuda_doc(file: &File, _: &Tree) -> Vec<Finding> {
     let starts = file.text.lines().next().is_some_and(|line| line.starts_with("// ") && line.len() > 8);
-    if file.kind != Kind::Cuda || starts {
+    if !matches!(file.kind, Kind::Cuda | Kind::Cpp) || starts {
         return Vec::new();
     }
     vec![file.error(1, "start the file with `// ` and what it is for")]

@@ -7,6 +7,8 @@ pub enum Kind {
     Rust,
     /// `.cu`, `.cuh`, `.h`.
     Cuda,
+    /// `.cpp`, `.hpp`.
+    Cpp,
     /// `.md`.
     Markdown,
     /// `Cargo.toml`.
@@ -54,6 +56,7 @@ impl File {
         let kind = match extension {
             "rs" => Kind::Rust,
             "cu" | "cuh" | "h" => Kind::Cuda,
+            "cpp" | "hpp" => Kind::Cpp,
             "md" => Kind::Markdown,
             "toml" if path.ends_with("Cargo.toml") => Kind::Manifest,
             _ => Kind::Other,

@@ -42,7 +42,7 @@ pub const RULES: [Rule; 6] = [
 ];
 
 fn budget(file: &File, _: &Tree) -> Vec<Finding> {
-    if !matches!(file.kind, Kind::Rust | Kind::Cuda) {
+    if !matches!(file.kind, Kind::Rust | Kind::Cuda | Kind::Cpp) {
         return Vec::new();
     }
     let lines = file.text.lines().count();
@@ -105,7 +105,7 @@ fn commented_code(file: &File, _: &Tree) -> Vec<Finding> {
         "let ", "if (", "for (", "while (", "return ", "fn ", "pub fn ", "use ", "#include", "println!",
         "printf(", "auto ",
     ];
-    if !matches!(file.kind, Kind::Rust | Kind::Cuda) {
+    if !matches!(file.kind, Kind::Rust | Kind::Cuda | Kind::Cpp) {
         return Vec::new();
     }
     let is_code = |line: &str| {
