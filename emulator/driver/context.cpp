@@ -27,6 +27,7 @@ bool ContextStack::push(CUcontext context) {
 CUcontext ContextStack::pop() { return depth_ == 0 ? nullptr : entries_[--depth_]; }
 
 Context::~Context() {
+    finish_all(*this);
     for (const auto& [address, bytes] : device_memory) release(address);
     for (const auto& [address, bytes] : pinned_memory) std::free(reinterpret_cast<void*>(address));
 }
@@ -163,5 +164,8 @@ CUresult cuCtxGetApiVersion(CUcontext context, unsigned* version) {
 }
 
 CUresult cuCtxSynchronize() {
-    return in_context([](Context& context) { return deny_in_captures(context); });
+    return in_context([](Context& context) {
+        const CUresult code = deny_in_captures(context);
+        return code != CUDA_SUCCESS ? code : finish_all(context);
+    });
 }

@@ -20,11 +20,12 @@ bool fits(const Context& context, Kind kind, uint64_t to, uint64_t from, size_t 
 CUresult copy(Context& context, Kind kind, uint64_t to, uint64_t from, size_t bytes, CUstream stream) {
     if (bytes == 0) return CUDA_SUCCESS;
     if (to == 0 || from == 0 || !fits(context, kind, to, from, bytes)) return CUDA_ERROR_INVALID_VALUE;
-    return enqueue(context, stream, {[=](const Context& now, const Before&) -> std::string {
+    const auto run = [=](const Context& now, const Before&) -> std::string {
         if (!fits(now, kind, to, from, bytes)) return "a copy of a graph: its device memory has been freed";
         std::memmove(pointer_of(to), pointer_of(from), bytes);
         return {};
-    }});
+    };
+    return enqueue(context, stream, {run, false, false});
 }
 
 CUresult copy_async(Kind kind, uint64_t to, uint64_t from, size_t bytes, CUstream stream) {
@@ -45,11 +46,12 @@ CUresult fill(Context& context, uint64_t address, Value value, size_t count, CUs
     const size_t bytes = count * sizeof value;
     if (bytes / sizeof value != count || address % sizeof value != 0) return CUDA_ERROR_INVALID_VALUE;
     if (!context.holds(address, bytes)) return CUDA_ERROR_INVALID_VALUE;
-    return enqueue(context, stream, {[=](const Context& now, const Before&) -> std::string {
+    const auto run = [=](const Context& now, const Before&) -> std::string {
         if (!now.holds(address, bytes)) return "a fill of a graph: its device memory has been freed";
         std::fill_n(static_cast<Value*>(pointer_of(address)), count, value);
         return {};
-    }});
+    };
+    return enqueue(context, stream, {run, false, false});
 }
 
 template <class Value>

@@ -68,13 +68,14 @@ CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream) {
     return in_context([&](Context& context) {
         const Graph* exec = context.execs.find(handle);
         if (exec == nullptr) return CUDA_ERROR_INVALID_HANDLE;
-        return enqueue(context, stream, {[operations = exec->operations](const Context& now, const Before&) -> std::string {
+        const auto run = [operations = exec->operations](const Context& now, const Before&) -> std::string {
             Line line;
             for (const Operation& operation : *operations) {
-                if (std::string wrong = line.take(now, operation); !wrong.empty()) return wrong;
+                if (std::string wrong = line.add(now, operation); !wrong.empty()) return wrong;
             }
-            return line.finish(now);
-        }});
+            return line.finish();
+        };
+        return enqueue(context, stream, {run, false, false});
     });
 }
 

@@ -29,12 +29,11 @@ CUresult read_attributes(const CUlaunchConfig& config, const Function& function,
                 cluster = dim.z;
                 break;
             }
+            case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION:
+                overlaps = attribute.value.programmaticStreamSerializationAllowed != 0 && settings().architecture->sm >= kOverlapSm;
+                break;
             case CU_LAUNCH_ATTRIBUTE_COOPERATIVE:
                 if (attribute.value.cooperative != 0) return CUDA_ERROR_NOT_SUPPORTED;
-                break;
-            case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION:
-                // Older devices do not overlap, and their kernels have nothing to wait with.
-                overlaps = attribute.value.programmaticStreamSerializationAllowed != 0 && settings().architecture->sm >= kOverlapSm;
                 break;
             // These say when and where blocks run, which is all the same here.
             case CU_LAUNCH_ATTRIBUTE_IGNORE:
@@ -79,11 +78,11 @@ CUresult launch(Context& context, CUfunction handle, const CUlaunchConfig& confi
                           config.sharedMemBytes};
     std::vector<ParamBlock> copied((kernel->param_bytes + sizeof(ParamBlock) - 1) / sizeof(ParamBlock));
     if (!copied.empty()) std::memcpy(copied.data(), params[0], kernel->param_bytes);
-    const auto run = [kernel, shape, copied = std::move(copied)](const Context&, const Before& before) -> std::string {
+    auto run = [kernel, shape, copied = std::move(copied)](const Context&, const Before& before) -> std::string {
         const std::string wrong = run_grid(*kernel, shape, copied.data(), before);
         return wrong.empty() ? wrong : std::string(kernel->symbol) + ": " + wrong;
     };
-    return enqueue(context, config.hStream, {run, true, overlaps});
+    return enqueue(context, config.hStream, {std::move(run), true, overlaps});
 }
 
 }  // namespace
@@ -93,14 +92,14 @@ using namespace kv8::emulated;
 
 CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                         unsigned block_z, unsigned shared_bytes, CUstream stream, void** params, void** extra) {
-    return in_context<Kept::kStays>([&](Context& context) {
+    return in_context([&](Context& context) {
         const CUlaunchConfig config{grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, stream, nullptr, 0};
         return launch(context, function, config, params, extra);
     });
 }
 
 CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** params, void** extra) {
-    return in_context<Kept::kStays>([&](Context& context) {
+    return in_context([&](Context& context) {
         return config == nullptr ? CUDA_ERROR_INVALID_VALUE : launch(context, function, *config, params, extra);
     });
 }

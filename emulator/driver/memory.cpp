@@ -67,6 +67,7 @@ CUresult cuMemFree_v2(CUdeviceptr address) {
         const auto found = context.device_memory.find(address);
         if (found == context.device_memory.end()) return CUDA_ERROR_INVALID_VALUE;
         if (const CUresult code = deny_in_captures(context); code != CUDA_SUCCESS) return code;
+        if (const CUresult code = finish_all(context); code != CUDA_SUCCESS) return code;
         context.device_bytes_used -= round_up(found->second, kGranule);
         context.device_memory.erase(found);
         return release(address) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
@@ -87,6 +88,7 @@ CUresult cuMemFreeHost(void* pointer) {
         const auto found = context.pinned_memory.find(reinterpret_cast<uintptr_t>(pointer));
         if (found == context.pinned_memory.end()) return CUDA_ERROR_INVALID_VALUE;
         if (const CUresult code = deny_in_captures(context); code != CUDA_SUCCESS) return code;
+        if (const CUresult code = finish_all(context); code != CUDA_SUCCESS) return code;
         context.pinned_bytes_used -= round_up(found->second, kPinnedAlign);
         context.pinned_memory.erase(found);
         std::free(pointer);

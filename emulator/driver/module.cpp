@@ -108,8 +108,9 @@ CUresult cuModuleLoadDataEx(CUmodule* module, const void* image, unsigned num_op
 CUresult cuModuleUnload(CUmodule module) {
     return in_context([&](Context& context) {
         if (!context.modules.remove(module)) return CUDA_ERROR_INVALID_HANDLE;
+        const CUresult code = finish_all(context);
         context.functions.remove_all([&](const Function& function) { return function.module == module; });
-        return CUDA_SUCCESS;
+        return code;
     });
 }
 

@@ -5,11 +5,51 @@
 
 namespace kv8::emulated {
 
-Target find_stream(const Context& context, CUstream handle) {
-    if (handle == nullptr || handle == CU_STREAM_LEGACY) return {true, true, nullptr};
-    if (handle == CU_STREAM_PER_THREAD) return {true, false, nullptr};
+namespace {
+
+// Of work that fails the text goes to the standard error, and the context is lost.
+void note(Context& context, const std::string& wrong) {
+    if (wrong.empty()) return;
+    std::fprintf(stderr, "kv8 emulated GPU: %s\n", wrong.c_str());
+    context.lost = CUDA_ERROR_LAUNCH_FAILED;
+}
+
+void finish(Context& context, Line& line) {
+    if (context.lost == CUDA_SUCCESS) note(context, line.finish());
+}
+
+// What the work of a stream comes after: of the legacy stream that of all blocking streams, of those that of the legacy stream.
+void finish_others(Context& context, const Target& target) {
+    if (target.is_legacy) {
+        finish(context, context.per_thread_line);
+        context.streams.for_each([&](Stream& stream) {
+            if ((stream.flags & CU_STREAM_NON_BLOCKING) == 0) finish(context, stream.line);
+        });
+    } else if (target.stream == nullptr || (target.stream->flags & CU_STREAM_NON_BLOCKING) == 0) {
+        finish(context, context.legacy_line);
+    }
+}
+
+}  // namespace
+
+Target find_stream(Context& context, CUstream handle) {
+    if (handle == nullptr || handle == CU_STREAM_LEGACY) return {true, true, nullptr, &context.legacy_line};
+    if (handle == CU_STREAM_PER_THREAD) return {true, false, nullptr, &context.per_thread_line};
     Stream* stream = context.streams.find(handle);
-    return {stream != nullptr, false, stream};
+    return {stream != nullptr, false, stream, stream == nullptr ? nullptr : &stream->line};
+}
+
+CUresult finish(Context& context, const Target& target) {
+    finish_others(context, target);
+    finish(context, *target.line);
+    return context.lost;
+}
+
+CUresult finish_all(Context& context) {
+    finish(context, context.legacy_line);
+    finish(context, context.per_thread_line);
+    context.streams.for_each([&](Stream& stream) { finish(context, stream.line); });
+    return context.lost;
 }
 
 CUresult invalidate(Capture& capture, CUresult code) {
@@ -34,33 +74,6 @@ CUresult check_queue(Context& context, const Target& target) {
     return code;
 }
 
-std::string Line::take(const Context& context, const Operation& operation) {
-    if (kept_.has_value() && operation.overlaps) {
-        const Operation before = std::move(*kept_);
-        kept_.reset();
-        return operation.run(context, [&] { return before.run(context, {}); });
-    }
-    if (std::string wrong = finish(context); !wrong.empty()) return wrong;
-    if (operation.is_kernel && toss()) {
-        kept_ = operation;
-        return {};
-    }
-    return operation.run(context, {});
-}
-
-std::string Line::finish(const Context& context) {
-    if (!kept_.has_value()) return {};
-    const Operation operation = std::move(*kept_);
-    kept_.reset();
-    return operation.run(context, {});
-}
-
-void judge(Context& context, const std::string& wrong) {
-    if (wrong.empty()) return;
-    std::fprintf(stderr, "kv8 emulated GPU: %s\n", wrong.c_str());
-    context.lost = CUDA_ERROR_LAUNCH_FAILED;
-}
-
 CUresult enqueue(Context& context, CUstream handle, Operation operation) {
     const Target target = find_stream(context, handle);
     if (const CUresult code = check_queue(context, target); code != CUDA_SUCCESS) return code;
@@ -68,10 +81,9 @@ CUresult enqueue(Context& context, CUstream handle, Operation operation) {
         target.stream->capture->operations.push_back(std::move(operation));
         return CUDA_SUCCESS;
     }
-    // Kernels of one stream alone overlap.
-    if (context.line_stream != handle) judge(context, context.line.finish(context));
-    context.line_stream = handle;
-    if (context.lost == CUDA_SUCCESS) judge(context, context.line.take(context, operation));
+    finish_others(context, target);
+    if (context.lost != CUDA_SUCCESS) return context.lost;
+    note(context, target.line->add(context, operation));
     // The call has only queued the work: its failure is told to the calls after it.
     return CUDA_SUCCESS;
 }

@@ -1,16 +1,14 @@
 // All that the driver knows, behind one lock; and the two ways in for a call: with the driver initialised, with a context current.
 //
-// Work runs at the call that queues it, in the calling thread and with the lock held: a stream's order is the order of calls. Only a kernel
-// may be kept back (Line), and runs at the next call at the latest. What a real device would report later is reported later here too: a
-// kernel that fails leaves its error in the context, for the calls that follow.
+// Work runs at the call that queues it, in the calling thread and with the lock held, but for a kernel that its stream keeps back (line.hpp)
+// until the stream's next work, or a call that waits for it. What a real device would report later is reported later here too: a kernel
+// that fails leaves its error in the context, for the calls that follow.
 #pragma once
 #include <chrono>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <new>
-#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -18,32 +16,12 @@
 #include "../runtime/grid.hpp"
 #include "api.hpp"
 #include "handles.hpp"
+#include "line.hpp"
 #include "settings.hpp"
 
 namespace kv8::emulated {
 
-struct Context;
-
-// One piece of device work with copies of its arguments, runnable any number of times.
-struct Operation {
-    // Answers as run_grid. A kernel alone takes a Before.
-    std::function<std::string(const Context&, const Before&)> run;
-    bool is_kernel = false;
-    bool overlaps = false;  // a kernel that may begin before the kernel before it has ended
-};
 using Operations = std::vector<Operation>;
-
-// Runs work in its order. A kernel may be kept back until the next one begins that may overlap with it: what that reads before it
-// waits is then what lay there before the first.
-class Line {
-public:
-    std::string take(const Context& context, const Operation& operation);
-    // Runs what is kept back.
-    std::string finish(const Context& context);
-
-private:
-    std::optional<Operation> kept_;
-};
 
 struct Capture {
     CUstreamCaptureMode mode;
@@ -55,6 +33,7 @@ struct Capture {
 struct Stream {
     unsigned flags;
     std::unique_ptr<Capture> capture;  // nullptr: none is under way
+    Line line;
 };
 
 struct Event {
@@ -86,17 +65,16 @@ struct Context {
     Context() = default;
     Context(const Context&) = delete;
     Context& operator=(const Context&) = delete;
-    ~Context();  // gives all memory back
+    ~Context();  // runs what is kept back, gives all memory back
 
     CUresult lost = CUDA_SUCCESS;  // what every call answers once a kernel has failed
+    Line legacy_line, per_thread_line;  // of the default streams
     Handles<CUstream, Stream> streams;
     Handles<CUevent, Event> events;
     Handles<CUgraph, Graph> graphs;
     Handles<CUgraphExec, Graph> execs;
     Handles<CUmodule, Module> modules;
     Handles<CUfunction, Function> functions;
-    Line line;
-    CUstream line_stream = nullptr;  // of the work that is kept back
     std::map<uint64_t, size_t> device_memory;  // bytes asked for, by address
     std::map<uintptr_t, size_t> pinned_memory;
     size_t device_bytes_used = 0;
@@ -149,20 +127,12 @@ CUresult when_initialized(Work work) {
     }
 }
 
-// Tells of work that has gone wrong, if it has: its text goes to the standard error, and the context is lost.
-void judge(Context& context, const std::string& wrong);
-
-// Whether work that is kept back has to run before a call.
-enum class Kept { kRuns, kStays };
-
 // `work(Context&)` with the state locked, in the current context, unless that is lost.
-template <Kept KEPT = Kept::kRuns, class Work>
+template <class Work>
 CUresult in_context(Work work) {
     return when_initialized([&](State& state) -> CUresult {
         if (ContextStack::of_thread().current() == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
         if (state.primary == nullptr) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
-        if (state.primary->lost != CUDA_SUCCESS) return state.primary->lost;
-        if (KEPT == Kept::kRuns) judge(*state.primary, state.primary->line.finish(*state.primary));
         if (state.primary->lost != CUDA_SUCCESS) return state.primary->lost;
         return work(*state.primary);
     });

@@ -1,4 +1,4 @@
-// Streams and events. Of what was queued before a call of these nothing is left to run, so there is never anything to wait for.
+// Streams and events.
 #include "queue.hpp"
 #include "state.hpp"
 
@@ -7,13 +7,14 @@ namespace {
 
 constexpr unsigned kEventFlags = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS;
 
-// A stream that captures has no end to wait for.
-CUresult wait_for(const Target& target) {
+CUresult wait_for(Context& context, const Target& target) {
     if (!target.exists) return CUDA_ERROR_INVALID_HANDLE;
-    if (target.stream == nullptr || target.stream->capture == nullptr) return CUDA_SUCCESS;
+    if (target.stream == nullptr || target.stream->capture == nullptr) return finish(context, target);
+    // A capture runs nothing, so it has no end to wait for.
     return invalidate(*target.stream->capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
 }
 
+// What is before a recorded event has run when it is recorded.
 CUresult wait_for(const Event* event) {
     if (event == nullptr) return CUDA_ERROR_INVALID_HANDLE;
     return event->is_captured ? CUDA_ERROR_CAPTURED_EVENT : CUDA_SUCCESS;
@@ -27,17 +28,23 @@ using namespace kv8::emulated;
 CUresult cuStreamCreate(CUstream* stream, unsigned flags) {
     return in_context([&](Context& context) {
         if (stream == nullptr || (flags & ~unsigned{CU_STREAM_NON_BLOCKING}) != 0) return CUDA_ERROR_INVALID_VALUE;
-        *stream = context.streams.add(flags, nullptr);
+        *stream = context.streams.add(flags, nullptr, Line{});
         return CUDA_SUCCESS;
     });
 }
 
 CUresult cuStreamDestroy_v2(CUstream stream) {
-    return in_context([&](Context& context) { return context.streams.remove(stream) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE; });
+    return in_context([&](Context& context) {
+        if (context.streams.find(stream) == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+        // What it has to do is still done.
+        const CUresult code = finish(context, find_stream(context, stream));
+        context.streams.remove(stream);
+        return code;
+    });
 }
 
 CUresult cuStreamSynchronize(CUstream stream) {
-    return in_context([&](Context& context) { return wait_for(find_stream(context, stream)); });
+    return in_context([&](Context& context) { return wait_for(context, find_stream(context, stream)); });
 }
 
 CUresult cuStreamQuery(CUstream stream) { return cuStreamSynchronize(stream); }
@@ -72,6 +79,7 @@ CUresult cuEventRecord(CUevent handle, CUstream stream) {
         if (event == nullptr) return CUDA_ERROR_INVALID_HANDLE;
         const Target target = find_stream(context, stream);
         if (const CUresult code = check_queue(context, target); code != CUDA_SUCCESS) return code;
+        if (const CUresult code = finish(context, target); code != CUDA_SUCCESS) return code;
         event->was_recorded = true;
         // In a capture it marks a place for other streams to wait for, and is no part of the graph.
         event->is_captured = target.stream != nullptr && target.stream->capture != nullptr;
