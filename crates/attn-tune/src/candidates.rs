@@ -10,18 +10,20 @@ use attn_plan::MAX_SHARES;
 pub(crate) const ITEM_OVERHEAD: u32 = 4;
 
 /// Shares of a full device that are worth trying, in eighths.
-const FILLS: [u32; 8] = [8, ONE_FEWER, 4, 2, 3, 1, 5, 16];
+const FILLS: [u32; 8] = [FULL, ONE_FEWER, 4, 2, 3, 1, 5, 16];
+const FULL: u32 = 8;
 /// A block a multiprocessor fewer than it can hold, where that leaves two at least: launched so that all hold equally many.
 const ONE_FEWER: u32 = 6;
-/// Heads of a block, share of a full device and smallest split of work dealt to workers, as far as they are told apart step by step. Left out, since where
-/// they were timed little was lost without them (docs/tuning.md): splits of eight tiles, two heads, a device half full.
-const FEW_SHORT: [(u32, u32, u32); 5] =
-    [(1, 8, 4), (1, 8, 1), (1, ONE_FEWER, 4), (1, ONE_FEWER, 1), (4, 8, 4)];
-/// The same for long work, whose splits are long anyway.
-const FEW_LONG: [(u32, u32, u32); 4] = [(1, 8, 4), (1, ONE_FEWER, 4), (4, 8, 4), (4, ONE_FEWER, 4)];
-/// Of them, those of one head.
-const NUM_SHORT_OF_ONE_HEAD: usize = 4;
-const NUM_LONG_OF_ONE_HEAD: usize = 2;
+/// Blocks a multiprocessor from which on scattered rows are streamed by one fewer: there the rows are the bound, not the blocks. Elsewhere a
+/// full device is never more than 9 % slower, and up to 21 % faster (H100 and H200).
+const MANY_BLOCKS: u32 = 4;
+/// Heads of a block and smallest split of short work dealt to workers, as far as they are told apart step by step. Left out, since where
+/// they were timed at most 9 % was lost without them (docs/tuning.md): other splits, several heads, a device not full.
+const FEW_SHORT: [(u32, u32); 2] = [(1, 1), (1, 4)];
+/// Of long work, whose splits are long anyway: one head, four on scattered rows, either where a row has several lines.
+const FEW_LONG: [(u32, u32); 2] = [(1, 1), (4, 1)];
+/// The longest head whose codes are one line of memory.
+const LINE_DIM: u32 = 128;
 /// Tiles of a worker of a full device from which on work is long.
 const LONG_WORK: f64 = 24.0;
 /// The smallest splits that are tried, in tiles.
@@ -43,6 +45,9 @@ const LONGEST_SHARE: u32 = 64;
 const LONGEST_WIDE_SHARE: u32 = 128;
 /// Tiles of a request that is left whole.
 const LONGEST_WHOLE: u32 = 512;
+/// Tiles of the longest request's shares from which on clusters of unequal requests may wait for each other: the short ones make room soon.
+/// With 10 tiles eight shares in the place of six took 14 % less time, with 5 they took 13 % more; on scattered rows they only lost.
+const LEAST_TURN: u32 = 8;
 /// Shares of a request where blocks are more than multiprocessors: larger clusters find no room beside the step before.
 const MOST_CROWDED_SHARES: u32 = 10;
 /// Shares of which a block a multiprocessor would stand two each on half of them: somewhat fewer or more are faster, but for the largest clusters,
@@ -56,8 +61,9 @@ const MOST_WAVES: u32 = 2;
 pub struct Candidates {
     full: u32,
     one_fewer: u32,
-    /// Heads, fills and splits of workers; empty for all combinations, of `heads_per_block`.
-    dealt: &'static [(u32, u32, u32)],
+    /// Share of a full device, heads and splits of workers, where not all combinations are wanted, of `heads_per_block`.
+    fill: u32,
+    dealt: &'static [(u32, u32)],
     num_dealt: usize,
     heads_per_block: Option<&'static [u32]>,
     next: usize,
@@ -69,6 +75,8 @@ pub struct Candidates {
     shares_together: u32,
     share_heads_per_block: &'static [u32],
     share_heads: usize,
+    /// Whether blocks may take several heads.
+    has_several_heads: bool,
 }
 
 impl Candidates {
@@ -79,7 +87,7 @@ impl Candidates {
         let pairs = run.batch.saturating_mul(run.num_kv_heads).saturating_mul(shape.row_blocks);
         let most = (8 * few.full / pairs.max(1)).clamp(1, MAX_SHARES).min(shape.most_shares);
         let shares = if key.policy == PolicyClass::Throughput { (1 << most) - 1 } else { 0 };
-        let heads = few.share_heads_per_block;
+        let heads: &[u32] = if few.has_several_heads { &HEADS_PER_BLOCK } else { &[1] };
         let mut own_items = few.own_items;
         if key.policy == PolicyClass::Throughput {
             let of_heads = |heads: &'static u32| ITEM_SHARES.map(|share| (share, *heads));
@@ -93,6 +101,7 @@ impl Candidates {
             num_dealt: FILLS.len() * heads.len() * LEAST_SPLITS.len(),
             shares,
             shares_together: shares,
+            share_heads_per_block: heads,
             ..few
         }
     }
@@ -108,16 +117,22 @@ impl Candidates {
         let full = (num_sms * shape.blocks_per_sm).max(1);
         let has_one_fewer = shape.blocks_per_sm >= 3;
         let (tiles, _) = tiles_of_a_worker(full, shape, run);
-        let dealt: &[_] = match (tiles >= LONG_WORK, together) {
-            (true, true) => &FEW_LONG,
-            (true, false) => FEW_LONG.split_at(NUM_LONG_OF_ONE_HEAD).0,
-            (false, true) => &FEW_SHORT,
-            (false, false) => FEW_SHORT.split_at(NUM_SHORT_OF_ONE_HEAD).0,
+        let is_long = tiles >= LONG_WORK;
+        let (one_head, four_heads) = FEW_LONG.split_at(1);
+        let dealt = match (is_long, together) {
+            (true, true) if key.head_dim > LINE_DIM => &FEW_LONG,
+            (true, true) => four_heads,
+            (true, false) => one_head,
+            (false, _) => &FEW_SHORT[..],
         };
-        // On scattered rows by two heads, which share a line of scales, or not at all.
+        let fill =
+            if key.layout.is_scattered() && shape.blocks_per_sm >= MANY_BLOCKS { ONE_FEWER } else { FULL };
+        // On scattered rows by two heads, which share a line of scales, or not at all; four in step were never more than 7 % behind.
         let (share, heads) = if together { (0.5, 2) } else { (ITEM_SHARE, 1) };
-        let has_own_items =
-            has_one_fewer && together == key.layout.is_scattered() && own_items_pay(full, share, shape, run);
+        let has_own_items = has_one_fewer
+            && together == key.layout.is_scattered()
+            && !key.goes_in_step()
+            && own_items_pay(full, share, shape, run);
         let own_item = match key.policy {
             PolicyClass::BatchInvariant { .. } => (1, 1),
             PolicyClass::Throughput if has_own_items => (item_tiles_of(full, share, shape, run), heads),
@@ -127,6 +142,7 @@ impl Candidates {
             full,
             one_fewer: if has_one_fewer { full - num_sms } else { full * ONE_FEWER / 8 },
             own_items: std::array::from_fn(|at| if at == 0 { own_item } else { (0, 1) }),
+            fill,
             dealt,
             num_dealt: dealt.len(),
             heads_per_block: None,
@@ -134,8 +150,9 @@ impl Candidates {
             shares: shares_of(num_sms, key, shape, run),
             // Several heads are slow for short work, and what is cut is short.
             shares_together: 1,
-            share_heads_per_block: if together { &HEADS_PER_BLOCK } else { &[1] },
+            share_heads_per_block: if together && is_long { &HEADS_PER_BLOCK } else { &[1] },
             share_heads: 0,
+            has_several_heads: together,
         }
     }
 
@@ -146,7 +163,9 @@ impl Candidates {
             return None;
         }
         self.next += 1;
-        let Some(heads) = self.heads_per_block else { return self.dealt.get(index).copied() };
+        let Some(heads) = self.heads_per_block else {
+            return self.dealt.get(index).map(|(heads, least)| (*heads, self.fill, *least));
+        };
         let fill = FILLS.get(index / (heads.len() * LEAST_SPLITS.len()))?;
         let least = LEAST_SPLITS.get(index % LEAST_SPLITS.len())?;
         Some((*heads.get(index / LEAST_SPLITS.len() % heads.len())?, *fill, *least))
@@ -204,6 +223,8 @@ fn shares_of(num_sms: u32, key: &StaticKey, shape: &Shape, run: &RunKey) -> u32 
     let most = tiles.div_ceil(warps / USUAL_WARPS).clamp(1, MAX_SHARES).min(shape.most_shares);
     let longest = if is_wide && !key.layout.is_scattered() { LONGEST_WIDE_SHARE } else { LONGEST_SHARE };
     let room = num_sms * blocks_per_sm;
+    let takes_turns =
+        !key.layout.is_scattered() && u64::from(run.longest) * u64::from(run.batch) > 2 * run.kv_tokens;
     let power = |blocks: u32| 1 << (blocks / pairs).clamp(1, MAX_SHARES).ilog2();
     // Its bit, or none.
     let offer = |shares: u32| {
@@ -216,7 +237,8 @@ fn shares_of(num_sms: u32, key: &StaticKey, shape: &Shape, run: &RunKey) -> u32 
             // Large clusters leave no room for the next step beside them.
             _ => {
                 len <= longest
-                    && f64::from(blocks) <= cluster_room(shares) * f64::from(room)
+                    && (f64::from(blocks) <= cluster_room(shares) * f64::from(room)
+                        || (takes_turns && len >= LEAST_TURN && blocks <= room))
                     && (shares <= MOST_CROWDED_SHARES || blocks <= num_sms)
                     && !(SIDE_BY_SIDE.contains(&shares) && 8 * blocks > 7 * num_sms && blocks <= num_sms)
             }

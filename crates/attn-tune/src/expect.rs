@@ -10,8 +10,9 @@ const STEP_TOKENS: u32 = 16;
 const FEW_WAVES: f64 = 4.0;
 /// Partials of a request beyond which stage 2 shows how many there are.
 const FEW_PARTIALS: f64 = 64.0;
-/// Steps of a block whose bytes are on their way from its start on.
-const AHEAD: f64 = 8.0;
+/// Blocks of eight warps that a multiprocessor holds at once, and waves of them up to which items with workers of their own are theirs: `Decoder::takes_wide_blocks`.
+const WIDE_BLOCKS_PER_SM: f64 = 2.0;
+const WIDE_WAVES: f64 = 3.0;
 /// Of a request with unequal neighbours, the part of an item that its end makes.
 const LAST_ITEM: f64 = 0.5;
 
@@ -36,8 +37,8 @@ pub(crate) struct Expect<'a> {
     pub is_uniform: bool,
     /// That a worker of one head needs.
     pub blocks: f64,
-    /// Bytes over the bandwidth within reach, for one, two and four heads a block.
-    pub bytes_us: [f64; HEADS_PER_BLOCK.len()],
+    /// The cubes of bytes over the bandwidth and of what scattered rows cost, for one, two and four heads a block.
+    pub cubes: [f64; HEADS_PER_BLOCK.len()],
     pub pace: Pace,
     /// In blocks of eight warps.
     pub wide: Pace,
@@ -55,77 +56,72 @@ impl Expect<'_> {
             2 => 1,
             _ => 2,
         };
-        let bytes_us = self.bytes_us[at];
+        let cubes = self.cubes[at];
         let blocks_per_worker = self.blocks / [1.0, 2.0, 4.0][at];
-        match choice.num_shares {
-            1.. if self.key.policy == PolicyClass::Throughput => {
-                self.shared_out(bytes_us, blocks_per_worker, choice)
+        match (choice.num_shares, self.key.policy) {
+            (1.., PolicyClass::Throughput) => self.shared_out(cubes, blocks_per_worker, choice),
+            (_, PolicyClass::BatchInvariant { split_len }) if self.has_wide_items() => {
+                self.cut_wide(split_len)
             }
-            _ => self.dealt_out(bytes_us, blocks_per_worker, choice),
+            _ => self.dealt_out(cubes, blocks_per_worker, choice),
         }
     }
 
-    fn dealt_out(&self, bytes_us: f64, blocks_per_worker: f64, choice: &Choice) -> f64 {
-        let Self { model, shape, tiles, outputs, .. } = *self;
+    /// Whether items have a kernel of eight warps: where shares have, but for fewer variants.
+    fn has_wide_items(&self) -> bool {
+        self.shape.share_blocks(1).1 > USUAL_WARPS && self.key.has_wide_items()
+    }
+
+    fn dealt_out(&self, cubes: f64, blocks_per_worker: f64, choice: &Choice) -> f64 {
+        let Self { shape, tiles, .. } = *self;
         let deal = self.deal(choice);
-        let per_sm = f64::from(shape.blocks_per_sm);
-        let resident = self.num_sms * per_sm;
-        // Of four warps each takes a quarter of a tile, of each head.
-        let steps_per_tile = f64::from(choice.heads_per_block);
         let own = self.own_items(choice);
         let count = own.map_or(deal.used, |(count, _)| count);
         let num_blocks = count * blocks_per_worker;
+        let wide_room = self.num_sms * WIDE_BLOCKS_PER_SM;
+        let is_wide = own.is_some()
+            && choice.heads_per_block == 1
+            && num_blocks <= WIDE_WAVES * wide_room
+            && self.has_wide_items();
+        let resident = if is_wide { wide_room } else { self.num_sms * f64::from(shape.blocks_per_sm) };
         let (waves, blocks) = ((num_blocks / resident).max(1.0), num_blocks.min(resident));
+        // Of four warps each takes a quarter of a tile, of each head; eight take two tiles at a time.
+        let steps_of =
+            |tiles: f64| if is_wide { ceil(tiles / 2.0) } else { tiles * f64::from(choice.heads_per_block) };
         let mean = tiles * waves / count;
-        let most = match own {
+        let steps = match own {
             // The longest come first, so that short ones fill the gaps at the end.
-            Some((_, len)) if !self.is_uniform => mean.max(len),
-            Some((_, len)) => len * whole_waves(waves),
-            None => deal.tiles * whole_waves(waves),
+            Some((_, len)) if !self.is_uniform => steps_of(mean.max(len)),
+            Some((_, len)) => steps_of(len) * whole_waves(waves),
+            None => steps_of(deal.tiles) * whole_waves(waves),
         };
-        let imbalance = (most / mean).max(1.0);
-        let is_even =
-            shape.blocks_per_sm >= 3 && num_blocks <= resident - self.num_sms || num_blocks <= self.num_sms;
-        let uneven = if is_even || own.is_some() { 0.0 } else { model.uneven * (per_sm - 2.0).max(0.0) };
-        let is_ragged = !self.is_uniform && own.is_none() && !deal.is_whole;
-        let ragged = if is_ragged { model.ragged } else { 0.0 };
-        let deep = ceil(blocks * self.per_sm).max(1.0);
-        let stream = joined(
-            bytes_us * imbalance.sqrt() * (1.0 + uneven + ragged) * self.busy(deep, blocks),
-            &self.pace,
-            most * steps_per_tile,
-            deep,
-            if blocks > 2.0 * self.num_sms {
-                0.0
-            } else if self.key.head_dim < 128 {
-                model.lone_thin
-            } else {
-                model.lone
-            },
-        );
-
-        let items = if own.is_some() { waves * model.own_item } else { deal.items * waves };
-        let merge = if deal.is_whole {
-            0.0
-        } else {
-            let deepest = ceil(deal.used * self.longest / tiles).max(2.0);
-            let many = (deepest - FEW_PARTIALS).max(0.0);
-            model.merge_us + model.merge_partial_us * many + model.merge_outputs_us * outputs
-        };
-        let together = match choice.heads_per_block {
-            1 => 0.0,
-            2 => model.two_heads_us,
-            _ => model.four_heads_us,
-        };
-        let crowd = model.crowd_us * (blocks * self.per_sm - 1.0).clamp(0.0, 3.0);
-        let item_us = model.item_us + model.item_outputs_us * outputs + model.item_dim_us * self.channels;
-        model.launch_us + crowd + stream + items * item_us + merge + together
+        let items = if own.is_some() { waves * self.model.own_item } else { deal.items * waves };
+        let partials = if deal.is_whole { 0.0 } else { ceil(deal.used * self.longest / tiles).max(2.0) };
+        let together = self.model.head_us * f64::from(choice.heads_per_block - 1);
+        let pace = if is_wide { &self.wide } else { &self.pace };
+        together + self.in_items(cubes, pace, blocks, steps, items, partials)
     }
 
-    /// How much longer bytes take where the busiest multiprocessor has more blocks than the mean one.
-    fn busy(&self, deep: f64, blocks: f64) -> f64 {
-        let most = deep * self.num_sms / blocks.max(1.0);
-        (1.0 + self.model.busiest * (most * most - 1.0).max(0.0)).sqrt()
+    /// Fixed cuts where items have a kernel of eight warps: dealt to as many workers as find room, whatever a choice says (`Decoder::deal`). One piece
+    /// goes into the next without a pause.
+    fn cut_wide(&self, split_len: u32) -> f64 {
+        let (pieces, len) = pieces(self.run, split_len);
+        let workers = ((self.num_sms * WIDE_BLOCKS_PER_SM / self.blocks) as u64).max(1) as f64;
+        let items = ceil(pieces / workers);
+        let blocks = ceil(pieces / items) * self.blocks;
+        let partials = if pieces <= f64::from(self.run.batch) { 0.0 } else { 2.0 };
+        self.in_items(self.cubes[0], &self.wide, blocks, items * ceil(len / 2.0), 1.0, partials)
+    }
+
+    /// So many blocks at once, and steps and items of the one that has most; 0 partials where no request is cut.
+    fn in_items(&self, cubes: f64, pace: &Pace, blocks: f64, steps: f64, items: f64, partials: f64) -> f64 {
+        let Self { model, outputs, .. } = *self;
+        let stream = joined(cubes, pace, steps, ceil(blocks * self.per_sm).max(1.0));
+        let many = (partials - FEW_PARTIALS).max(0.0);
+        let merge = if partials > 0.0 { model.merge_us + model.merge_partial_us * many } else { 0.0 };
+        let crowd = model.crowd_us * (blocks * self.per_sm - 1.0).clamp(0.0, 3.0);
+        let item_us = model.item_us + model.item_outputs_us * outputs + model.item_dim_us * self.channels;
+        model.launch_us + crowd + stream + items * item_us + merge
     }
 
     /// Items that have workers of their own, and the tiles of the longest; `None` where items are dealt.
@@ -144,45 +140,30 @@ impl Expect<'_> {
         Some((count.max(1.0), ceil(longest / each).max(1.0)))
     }
 
-    fn shared_out(&self, bytes_us: f64, blocks_per_worker: f64, choice: &Choice) -> f64 {
+    fn shared_out(&self, cubes: f64, blocks_per_worker: f64, choice: &Choice) -> f64 {
         let Self { model, shape, run, outputs, .. } = *self;
         let shares = f64::from(choice.num_shares);
         let all = f64::from(run.batch) * shares * blocks_per_worker;
         let (blocks_per_sm, warps) = shape.share_blocks(choice.heads_per_block);
         let is_wide = warps > USUAL_WARPS;
-        let room = self.num_sms * f64::from(blocks_per_sm);
         // Whole clusters leave gaps, but for pairs.
-        let room = room * cluster_room(choice.num_shares);
+        let room = self.num_sms * f64::from(blocks_per_sm) * cluster_room(choice.num_shares);
         let (waves, blocks) = ((all / room).max(1.0), all.min(room));
         // The longest share ends last, and its last step counts whole; so does the last wave.
         let share_tiles = run.longest.div_ceil(TILE_LEN).div_ceil(choice.num_shares).max(1);
         let steps = (share_tiles * TILE_LEN).div_ceil(warps * STEP_TOKENS) * choice.heads_per_block;
         let fill = (self.tiles / (f64::from(run.batch) * self.longest).max(1.0)).min(1.0);
+        let is_slow = !self.is_uniform && self.key.layout.is_scattered();
         let steps = f64::from(steps)
-            * if self.is_uniform { ceil(waves).min(waves + 1.0) } else { 1.0 + fill * (waves - 1.0) };
-        let pace = if is_wide { &self.wide } else { &self.pace };
+            * if self.is_uniform { ceil(waves).min(waves + 1.0) } else { 1.0 + fill * (waves - 1.0) }
+            * if is_slow { 1.0 + model.ragged_shares } else { 1.0 };
         let stand = if stands_side_by_side(choice.num_shares) { 2.0 } else { 1.0 };
-        let deep = ceil(blocks * self.per_sm).max(stand);
-        let stream = joined(
-            bytes_us
-                * self.busy(deep, blocks)
-                * if self.key.layout.is_scattered() { 1.0 + model.scattered_shares } else { 1.0 },
-            pace,
-            steps,
-            deep,
-            if is_wide {
-                model.lone_wide
-            } else if blocks <= self.num_sms {
-                model.lone
-            } else {
-                0.0
-            },
-        );
+        let pace = if is_wide { &self.wide } else { &self.pace };
+        let stream = joined(cubes, pace, steps, ceil(blocks * self.per_sm).max(stand));
         let (fixed, for_outputs) = match is_wide {
             true => (model.shares_us, model.shares_outputs_us),
             false => (model.cluster_us, model.cluster_outputs_us),
         };
-        let together = if choice.heads_per_block > 2 { model.four_heads_us } else { 0.0 };
         let crowd = model.shares_crowd_us * (blocks * fill.sqrt() * self.per_sm - 0.5).clamp(0.0, 1.5);
         fixed
             + for_outputs * outputs
@@ -190,7 +171,7 @@ impl Expect<'_> {
             + crowd
             + stream
             + model.shares_wave_us * (waves - 1.0)
-            + together
+            + model.head_us * f64::from(choice.heads_per_block - 1)
     }
 }
 
@@ -220,10 +201,11 @@ pub(crate) fn is_uniform(run: &RunKey) -> bool {
     u64::from(run.longest) * u64::from(run.batch) == run.kv_tokens
 }
 
-/// Bytes over the bandwidth, steps one after the other, and steps of warps that share a scheduler: the root of their squares. Steps beyond those
-/// that are fetched ahead take longer by `lone`.
-fn joined(bytes_us: f64, pace: &Pace, steps: f64, warps: f64, lone: f64) -> f64 {
-    let late = lone * (steps - AHEAD).max(0.0);
-    let (chain, issue) = ((steps + late) * pace.alone_us, steps * warps * pace.issue_us);
-    (bytes_us * bytes_us + chain * chain + issue * issue).sqrt()
+pub(crate) fn cube(x: f64) -> f64 {
+    x * x * x
+}
+
+/// What has the cubes given, steps one after the other, and steps of warps that share a scheduler: the root of their cubes.
+fn joined(cubes: f64, pace: &Pace, steps: f64, warps: f64) -> f64 {
+    (cubes + cube(steps * pace.alone_us) + cube(steps * warps * pace.issue_us)).cbrt()
 }

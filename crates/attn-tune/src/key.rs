@@ -132,6 +132,20 @@ impl StaticKey {
             && self.gqa_group * self.q_len <= 8
     }
 
+    /// Whether items of one head a block have a kernel of eight warps, where the architecture has such (`KernelKind::Items` of attn-kernels; a test
+    /// holds both together).
+    pub fn has_wide_items(&self) -> bool {
+        let most_rows = match self.head_dim {
+            64 => 16,
+            128 => 8,
+            _ => 0,
+        };
+        (self.k_group_len, self.v_group_len) == (8, 8)
+            && (self.scale_type == ScaleType::F16
+                || (self.scale_type, self.head_dim) == (ScaleType::Bf16, 128))
+            && self.gqa_group * self.q_len <= most_rows
+    }
+
     /// The key of a cache, a spec and a policy.
     pub fn of(layout: &CacheLayout, spec: &DecodeSpec, policy: SplitPolicy) -> Self {
         let format = layout.format();

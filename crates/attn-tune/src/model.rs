@@ -2,15 +2,18 @@
 //!
 //! ```text
 //! time   = launch + crowd + stream + items + merge
-//! stream = hypot(bytes / read bandwidth, steps x a lone warp's step, steps x warps of a scheduler x its issue)
+//! stream = cube root of the cubes of: bytes / read bandwidth; scattered rows x a row's cost; steps x a lone warp's step;
+//!          steps x warps of a scheduler x a step's issue
 //! items  = items of a worker x cost of an item
 //! merge  = nothing where no request is cut; else a fixed cost, and one for each partial of the longest request
 //! crowd  = blocks beyond one a multiprocessor, which find no room while the step before still runs
 //! ```
 //!
 //! A step of a warp is 16 tokens of one head: a wait for their bytes and a chain of instructions, both longer for a longer head. The
-//! steps that count are those of the block that has most; where they are more than the mean, the bandwidth is not reached either. Near
-//! the crossing of the three none is reached.
+//! steps that count are those of the block that has most. Near the crossing of the four none of them is reached.
+//!
+//! Scattered rows cost as much whatever the bandwidth is: a head of 64 channels takes equally long on an H100 and an H200. They cost more in a large
+//! cache, where blocks of other heads come to a token's rows at other times, and less so for several heads a block.
 //!
 //! A request in shares has no items and no merge of its own:
 //!
@@ -22,7 +25,7 @@
 //! Where every item has a worker of its own, the others go on while one begins, and the device keeps them balanced.
 
 use crate::choice::{Choice, HEADS_PER_BLOCK, TILE_LEN};
-use crate::expect::{Expect, Pace, is_uniform};
+use crate::expect::{Expect, Pace, cube, is_uniform};
 use crate::{RunKey, StaticKey};
 use kv_quant::CacheLayout;
 use serde::{Deserialize, Serialize};
@@ -114,8 +117,6 @@ impl Shape {
 pub const USUAL_WARPS: u32 = 4;
 /// Query rows that a warp's product has room for.
 const TILE_ROWS: u32 = 8;
-/// Bytes that the memory gives at a time.
-const LINE_BYTES: u32 = 128;
 /// A cache past which it matters that heads are read at different times (`docs/kernel-log.md`, section 17).
 const DRIFT_BYTES: f64 = 7e8;
 /// The head that the constants are of.
@@ -150,10 +151,8 @@ pub struct CostModel {
     pub step_us: f64,
     /// And the part that grows with the head, for 128 channels.
     pub step_dim_us: f64,
-    /// How much of a scheduler's time a step takes: the part that every step has.
+    /// How much of a scheduler's time a step takes.
     pub issue_us: f64,
-    /// And for 128 channels.
-    pub issue_dim_us: f64,
     /// How much longer a step is on scattered rows.
     pub scattered_step: f64,
     /// How much longer with capped logits.
@@ -162,36 +161,14 @@ pub struct CostModel {
     pub whole_group: f64,
     /// How much longer for each further eight query rows.
     pub row_tile: f64,
-    /// Share of the read bandwidth within reach on rows of paged heads. Above 1, since the joined time is always longer.
-    pub paged: f64,
-    /// The same on scattered rows, one head a block.
-    pub scattered: f64,
-    /// With two heads a block.
-    pub scattered_two: f64,
-    /// With four.
-    pub scattered_four: f64,
-    /// The same on scattered rows of a cache with a single kv head.
-    pub scattered_alone: f64,
-    /// What is left of it where a scattered row's codes are shorter than a line of memory.
-    pub thin: f64,
-    /// How much longer blocks stream that multiprocessors do not hold equally many of.
-    pub uneven: f64,
-    /// How much longer workers stream that were dealt parts of unequal requests.
-    pub ragged: f64,
-    /// How much longer a block's steps take beyond those that are fetched ahead, where a multiprocessor has two of its kind at most.
-    pub lone: f64,
     /// Stage 2: launch and first loads.
     pub merge_us: f64,
     /// Stage 2: each partial of a request beyond 64.
     pub merge_partial_us: f64,
-    /// Stage 2: for each 512 more outputs.
-    pub merge_outputs_us: f64,
     /// For each block of a multiprocessor beyond its first.
     pub crowd_us: f64,
-    /// Two heads a block.
-    pub two_heads_us: f64,
-    /// Four heads a block.
-    pub four_heads_us: f64,
+    /// Each further head of a block.
+    pub head_us: f64,
     /// As `launch_us` with what every item costs, for a request in shares of eight warps: their merge is in it.
     pub shares_us: f64,
     /// For each 512 more outputs.
@@ -210,73 +187,55 @@ pub struct CostModel {
     pub shares_wave_us: f64,
     /// For each block of a multiprocessor beyond half a one: two steps no longer fit side by side.
     pub shares_crowd_us: f64,
-    /// How much longer bytes take (as squares) where the busiest multiprocessor has more blocks than the mean one.
-    pub busiest: f64,
-    /// How much longer blocks of one head stream scattered rows, for each doubling of a large cache.
+    /// How much more scattered rows cost one head a block, for each doubling of a large cache.
     pub drift: f64,
-    /// As `lone`, for heads shorter than a line of memory.
-    pub lone_thin: f64,
-    /// How much longer shares stream scattered rows.
-    pub scattered_shares: f64,
-    /// As `issue_dim_us`, for one of eight warps.
+    /// A scattered row of one head, nanoseconds of a multiprocessor.
+    pub row_ns: f64,
+    /// How much longer the longest of unequal requests in shares takes its steps on scattered rows.
+    pub ragged_shares: f64,
+    /// As `issue_us`, for one of eight warps and 128 channels.
     pub shares_issue_us: f64,
-    /// As `lone`, of shares of eight warps: always, for the longest may be alone at the end.
-    pub lone_wide: f64,
 }
 
 impl Default for CostModel {
     fn default() -> Self {
         Self {
-            launch_us: 2.8978,
-            item_us: 3.2711,
-            item_outputs_us: 0.53883,
-            item_dim_us: 0.74814,
-            own_item: 0.69832,
-            step_us: 0.21769,
-            step_dim_us: 0.61737,
-            issue_us: 0.13387,
-            issue_dim_us: 0.034633,
-            scattered_step: 0.5714,
-            soft_cap: 0.38477,
-            whole_group: 0.86891,
-            row_tile: 0.27229,
-            paged: 1.2784,
-            scattered: 0.96641,
-            scattered_two: 0.95195,
-            scattered_four: 1.167,
-            scattered_alone: 1.4291,
-            thin: 0.79886,
-            uneven: 0.10237,
-            ragged: 0.00092153,
-            lone: 0.069747,
-            merge_us: 0.62265,
-            merge_partial_us: 0.030134,
-            merge_outputs_us: 0.39373,
-            crowd_us: 0.66457,
-            two_heads_us: 0.49651,
-            four_heads_us: 12.696,
-            shares_us: 2.5397,
-            shares_outputs_us: 0.81894,
-            cluster_us: 1.8997,
-            cluster_outputs_us: 1.0169,
-            share_us: 0.02287,
-            shares_step_us: 0.83562,
-            shares_step_dim_us: 0.22215,
-            shares_wave_us: 2.9805,
-            shares_crowd_us: 3.1732,
-            busiest: 0.0013998,
-            drift: 0.066884,
-            lone_thin: 0.49579,
-            scattered_shares: 0.0066068,
-            shares_issue_us: 0.068752,
-            lone_wide: 0.17063,
+            launch_us: 1.8247,
+            item_us: 4.2577,
+            item_outputs_us: 0.79979,
+            item_dim_us: 2.2613,
+            own_item: 0.72805,
+            step_us: 0.6237,
+            step_dim_us: 0.31937,
+            issue_us: 0.34034,
+            scattered_step: 0.2578,
+            soft_cap: 0.34787,
+            whole_group: 1.0266,
+            row_tile: 0.15457,
+            merge_us: 1.1668,
+            merge_partial_us: 0.031593,
+            crowd_us: 0.88652,
+            head_us: 1.9571,
+            shares_us: 2.1851,
+            shares_outputs_us: 0.20276,
+            cluster_us: 2.2423,
+            cluster_outputs_us: 1.5709,
+            share_us: 0.1429,
+            shares_step_us: 1.0799,
+            shares_step_dim_us: 0.15658,
+            shares_wave_us: 3.559,
+            shares_crowd_us: 2.3093,
+            drift: 0.53813,
+            row_ns: 5.9171,
+            ragged_shares: 0.2014,
+            shares_issue_us: 0.21541,
         }
     }
 }
 
 impl CostModel {
     /// The constants by name, for who fits them anew (`cargo xtask tune --fit`).
-    pub fn constants(&mut self) -> [(&'static str, &mut f64); 43] {
+    pub fn constants(&mut self) -> [(&'static str, &mut f64); 29] {
         let Self {
             launch_us,
             item_us,
@@ -286,26 +245,14 @@ impl CostModel {
             step_us,
             step_dim_us,
             issue_us,
-            issue_dim_us,
             scattered_step,
             soft_cap,
             whole_group,
             row_tile,
-            paged,
-            scattered,
-            scattered_two,
-            scattered_four,
-            scattered_alone,
-            thin,
-            uneven,
-            ragged,
-            lone,
             merge_us,
             merge_partial_us,
-            merge_outputs_us,
             crowd_us,
-            two_heads_us,
-            four_heads_us,
+            head_us,
             shares_us,
             shares_outputs_us,
             cluster_us,
@@ -315,12 +262,10 @@ impl CostModel {
             shares_step_dim_us,
             shares_wave_us,
             shares_crowd_us,
-            busiest,
             drift,
-            lone_thin,
-            scattered_shares,
+            row_ns,
+            ragged_shares,
             shares_issue_us,
-            lone_wide,
         } = self;
         [
             ("launch_us", launch_us),
@@ -331,26 +276,14 @@ impl CostModel {
             ("step_us", step_us),
             ("step_dim_us", step_dim_us),
             ("issue_us", issue_us),
-            ("issue_dim_us", issue_dim_us),
             ("scattered_step", scattered_step),
             ("soft_cap", soft_cap),
             ("whole_group", whole_group),
             ("row_tile", row_tile),
-            ("paged", paged),
-            ("scattered", scattered),
-            ("scattered_two", scattered_two),
-            ("scattered_four", scattered_four),
-            ("scattered_alone", scattered_alone),
-            ("thin", thin),
-            ("uneven", uneven),
-            ("ragged", ragged),
-            ("lone", lone),
             ("merge_us", merge_us),
             ("merge_partial_us", merge_partial_us),
-            ("merge_outputs_us", merge_outputs_us),
             ("crowd_us", crowd_us),
-            ("two_heads_us", two_heads_us),
-            ("four_heads_us", four_heads_us),
+            ("head_us", head_us),
             ("shares_us", shares_us),
             ("shares_outputs_us", shares_outputs_us),
             ("cluster_us", cluster_us),
@@ -360,12 +293,10 @@ impl CostModel {
             ("shares_step_dim_us", shares_step_dim_us),
             ("shares_wave_us", shares_wave_us),
             ("shares_crowd_us", shares_crowd_us),
-            ("busiest", busiest),
             ("drift", drift),
-            ("lone_thin", lone_thin),
-            ("scattered_shares", scattered_shares),
+            ("row_ns", row_ns),
+            ("ragged_shares", ragged_shares),
             ("shares_issue_us", shares_issue_us),
-            ("lone_wide", lone_wide),
         ]
     }
 
@@ -403,9 +334,19 @@ impl CostModel {
         run: &'a RunKey,
     ) -> Expect<'a> {
         let heads = f64::from(run.num_kv_heads.max(1));
-        let bytes = run.kv_tokens as f64 * heads * f64::from(shape.row_bytes);
-        let reached_us =
-            |heads_per_block| bytes / (read_gb_per_s * self.reach(key, run, heads_per_block, bytes)) / 1e3;
+        let rows = run.kv_tokens as f64 * heads;
+        let bytes = rows * f64::from(shape.row_bytes);
+        let bytes_us = bytes / read_gb_per_s / 1e3;
+        let rows_us = if key.layout.is_scattered() {
+            rows * self.row_ns / f64::from(num_sms.max(1)) / 1e3
+        } else {
+            0.0
+        };
+        let octaves = (bytes / DRIFT_BYTES).max(1.0).log2();
+        let stream = |heads_per_block: u32| {
+            let apart = if heads_per_block == 4 && key.goes_in_step() { 0.0 } else { octaves };
+            cube(bytes_us) + cube(rows_us * (1.0 + self.drift * apart / f64::from(heads_per_block)))
+        };
         Expect {
             model: self,
             key,
@@ -417,7 +358,7 @@ impl CostModel {
             longest: f64::from(run.longest.div_ceil(TILE_LEN)),
             is_uniform: is_uniform(run),
             blocks: heads * f64::from(shape.row_blocks),
-            bytes_us: HEADS_PER_BLOCK.map(reached_us),
+            cubes: HEADS_PER_BLOCK.map(stream),
             pace: self.pace(key, shape, false),
             wide: self.pace(key, shape, true),
             outputs: f64::from(key.gqa_group * key.q_len * key.head_dim) / USUAL_OUTPUTS - 1.0,
@@ -435,27 +376,8 @@ impl CostModel {
         let scattered = if key.layout.is_scattered() { 1.0 + self.scattered_step } else { 1.0 };
         let (alone, issue) = match is_wide {
             true => (self.shares_step_us + self.shares_step_dim_us * dim, self.shares_issue_us * dim),
-            false => (self.step_us + self.step_dim_us * dim, self.issue_us + self.issue_dim_us * dim),
+            false => (self.step_us + self.step_dim_us * dim, self.issue_us),
         };
         Pace { alone_us: more * scattered * alone, issue_us: more * issue }
-    }
-
-    /// Share of the read bandwidth that rows of this layout reach.
-    fn reach(&self, key: &StaticKey, run: &RunKey, heads_per_block: u32, bytes: f64) -> f64 {
-        if !key.layout.is_scattered() {
-            return self.paged;
-        }
-        let reach = match heads_per_block {
-            _ if run.num_kv_heads <= 1 => self.scattered_alone,
-            // Blocks of other heads come to a token's rows at other times, and past so much each asks for the memory's pages anew.
-            1 if bytes > DRIFT_BYTES => self.scattered / (1.0 + self.drift * (bytes / DRIFT_BYTES).log2()),
-            1 => self.scattered,
-            // Rows of several lines want no neighbours.
-            2 if key.head_dim > LINE_BYTES => self.scattered,
-            4.. if key.goes_in_step() || key.head_dim < 128 => self.scattered_four,
-            _ => self.scattered_two,
-        };
-        // A neighbour's half of a line comes along, and is there no more when its turn comes.
-        reach * if key.head_dim < LINE_BYTES { self.thin } else { 1.0 }
     }
 }

@@ -102,7 +102,7 @@ fn short_even_work_is_shared_out_and_other_work_is_not() {
     let of = |run: &RunKey| shares("d256 k8 v8 f16 gqa4 q1 records-paged throughput", narrow, run);
     assert_eq!([of(&uniform(1, 512)), of(&uniform(4, 1024)), of(&uniform(16, 1024))], [8, 4, 2]);
     // Long, or of unequal lengths: workers, who all end together.
-    assert_eq!([of(&uniform(1, 16_384)), of(&uniform(1, 131_072))], [0; 2]);
+    assert_eq!([of(&uniform(2, 32_768)), of(&uniform(1, 131_072))], [0; 2]);
     assert_eq!(of(&RunKey::of([8192, 500, 500, 500, 500, 500, 500, 500], 8)), 0);
     // Where there are no clusters, or the cuts are fixed.
     assert_eq!(shares(KEY, attn_tune::Shape { most_shares: 0, ..shape() }, &uniform(1, 1024)), 0);
@@ -151,6 +151,91 @@ fn scattered_rows_are_searched_with_items_of_several_heads() {
     assert_eq!(scattered, [(1, 101), (1, 65), (1, 40), (2, 50), (2, 32), (2, 20), (4, 25), (4, 16), (4, 10)]);
     assert_eq!(items(KEY), [(1, 101), (1, 65), (1, 40)]);
     assert_eq!(items("d128 k8 v8 f16 gqa4 q1 planes-scattered batch-invariant-512"), [(1, 1)]);
+}
+
+#[test]
+fn several_heads_a_block_are_for_long_work_and_a_block_fewer_for_short_heads() {
+    let dealt = |name, shape, run: &RunKey| -> Vec<(u32, u32, u32)> {
+        attn_tune::Candidates::few(132, &key(name), &shape, run)
+            .filter(|choice| choice.num_shares == 0 && choice.item_tiles == 0)
+            .map(|choice| (choice.num_blocks, choice.heads_per_block, choice.min_split_tiles))
+            .collect()
+    };
+    let (short, long) = (uniform(4, 2048), uniform(64, 8192));
+    let scattered = "d128 k8 v8 f16 gqa4 q1 planes-scattered throughput";
+    assert_eq!(dealt(scattered, shape(), &short), [(396, 1, 1), (396, 1, 4)]);
+    assert_eq!(dealt(scattered, shape(), &long), [(396, 4, 1)]);
+    assert_eq!(dealt(KEY, shape(), &long), [(396, 1, 1)]);
+    let two = attn_tune::Shape { blocks_per_sm: 2, row_bytes: 640, ..shape() };
+    assert_eq!(
+        dealt("d256 k8 v8 f16 gqa4 q1 planes-scattered throughput", two, &long),
+        [(264, 1, 1), (264, 4, 1)]
+    );
+    let four = attn_tune::Shape { blocks_per_sm: 4, row_bytes: 160, ..shape() };
+    assert_eq!(dealt("d64 k8 v8 f16 gqa4 q1 planes-scattered throughput", four, &long), [(396, 4, 1)]);
+    assert_eq!(dealt("d64 k8 v8 f16 gqa4 q1 records-paged throughput", four, &long), [(528, 1, 1)]);
+}
+
+#[test]
+fn clusters_of_unequal_requests_take_turns_where_shares_are_long() {
+    let offered = |name, lens: [u32; 4]| {
+        let run = RunKey::of(lens, 8);
+        let shape = attn_tune::Shape { share_blocks_per_sm: 2, share_warps: 8, ..shape() };
+        attn_tune::Candidates::few(132, &key(name), &shape, &run).any(|choice| choice.num_shares == 8)
+    };
+    let paged = "d128 k8 v8 f16 gqa4 q1 records-paged throughput";
+    // Eight blocks of each of 32 pairs stand side by side on fewer multiprocessors than there are.
+    assert!(offered(paged, [4971, 1000, 600, 402]));
+    assert!(!offered(paged, [3500, 700, 400, 300]), "shares of less than eight tiles");
+    assert!(!offered(paged, [4971; 4]), "none makes room soon");
+    assert!(!offered("d128 k8 v8 f16 gqa4 q1 planes-scattered throughput", [4971, 1000, 600, 402]));
+}
+
+#[test]
+fn items_have_wide_kernels_where_the_key_says_so() {
+    use attn_kernels::key::{Arithmetic, Groups, INSTANCES, KernelKind, Scales, items_of};
+    let (mut with, mut without) = (0, 0);
+    for instance in INSTANCES {
+        let of = &instance.key;
+        let group_len = match of.groups {
+            Groups::G8 => 8,
+            Groups::G16 => 16,
+            _ => continue,
+        };
+        let scale = match of.scales {
+            Scales::F16 => "f16",
+            Scales::Bf16 => "bf16",
+            Scales::F32 => "f32",
+            Scales::Any => continue,
+        };
+        if of.kind != KernelKind::Stage1 || of.arithmetic != Arithmetic::Mma {
+            continue;
+        }
+        let rows = of.rows();
+        let name = format!(
+            "d{} k{group_len} v{group_len} {scale} gqa{rows} q1 records-paged throughput",
+            of.head_dim
+        );
+        let has = items_of(of).is_some();
+        assert_eq!(key(&name).has_wide_items(), has, "{name}");
+        with += u32::from(has);
+        without += u32::from(!has);
+    }
+    assert!(with > 2 && without > 2, "{with}, {without}");
+}
+
+#[test]
+fn fixed_cuts_with_a_wide_kernel_cost_the_same_whatever_is_chosen() {
+    let key = key("d128 k8 v8 f16 gqa4 q1 records-paged batch-invariant-512");
+    let (machine, run) = (common::machine(), uniform(32, 8192));
+    let model = attn_tune::CostModel::default();
+    let expected = |shape: attn_tune::Shape| -> Vec<f64> {
+        let all = attn_tune::Candidates::all(132, &key, &shape, &run);
+        all.map(|choice| model.predict(&machine, &key, &shape, &run, &choice)).collect()
+    };
+    let differ = |times: &[f64]| times.iter().any(|us| *us != times[0]);
+    assert!(!differ(&expected(shape().with_share_blocks((2, 8)))));
+    assert!(differ(&expected(shape())));
 }
 
 #[test]
@@ -271,8 +356,8 @@ fn ragged_long_batches_get_items_of_their_own_and_four_heads_cheaper_ones() {
     assert_eq!(chooser.choose(&uniform(32, 8192)).choice.item_tiles, 0);
     let run = RunKey::of(lens.iter().copied(), 8);
     let all = |name| attn_tune::Candidates::few(132, &key(name), &shape(), &run).collect::<Vec<_>>();
-    assert!(all(KEY).iter().any(|choice| choice.num_blocks == 264), "a block a multiprocessor fewer");
-    let scattered = all("d128 k8 v8 f16 gqa4 q1 planes-scattered throughput");
+    assert!(all(KEY).iter().all(|choice| choice.num_blocks == 396), "a full device");
+    let scattered = all("d128 k32 v32 f16 gqa4 q1 planes-scattered throughput");
     for choice in &scattered {
         assert_eq!(choice.item_overhead, 4 / choice.heads_per_block);
     }
@@ -283,6 +368,9 @@ fn ragged_long_batches_get_items_of_their_own_and_four_heads_cheaper_ones() {
         .map(|choice| choice.heads_per_block)
         .collect();
     assert_eq!(own, [2]);
+    // Four heads in step are as good.
+    let in_step = all("d128 k8 v8 f16 gqa4 q1 planes-scattered throughput");
+    assert!(in_step.iter().all(|choice| choice.item_tiles == 0));
     for choice in all("d128 k8 v8 f16 gqa4 q1 records-paged batch-invariant-512") {
         assert_eq!((choice.heads_per_block, choice.num_shares), (1, 0));
     }

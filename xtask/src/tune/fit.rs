@@ -8,7 +8,7 @@
 mod choices;
 mod cross;
 
-pub use cross::run as judge;
+pub use cross::{Fits, run as judge};
 
 use super::journal::{self, Contents, Entry, Header};
 use super::share::ModelShare;
@@ -461,7 +461,7 @@ mod tests {
             launch_us: 4.1,
             item_us: 1.7,
             step_us: 0.4,
-            scattered: 0.71,
+            row_ns: 7.1,
             merge_us: 3.2,
             crowd_us: 1.9,
             ..CostModel::default()
@@ -472,18 +472,7 @@ mod tests {
         let pairs = values(&truth).into_iter().zip(values(&fitted)).zip(names.constants());
         for ((want, got), (name, _)) in pairs {
             // What a partial costs, and whatever else is less than the noise of most steps, is lost in it.
-            let is_small = matches!(
-                name,
-                "merge_partial_us"
-                    | "busiest"
-                    | "crowd_us"
-                    | "scattered_shares"
-                    | "shares_issue_us"
-                    | "share_us"
-                    | "uneven"
-                    | "issue_dim_us"
-                    | "lone"
-            );
+            let is_small = matches!(name, "merge_partial_us" | "crowd_us" | "shares_issue_us" | "share_us");
             assert!((got / want).ln().abs() < 0.1 || is_small, "{name}: {got} instead of {want}");
         }
         let share = data.share(&fitted).unwrap();
@@ -503,14 +492,26 @@ mod tests {
         let moved: Vec<&str> = text.lines().filter(|line| line.contains("moved for their choices")).collect();
         // One GPU: halves of its keys, and no other to be judged by.
         let [line] = moved[..] else { panic!("{text}") };
-        assert!(
-            line.contains(&format!("of {} points", data.steps.len())) && line.contains("; 0 below"),
-            "{line}"
-        );
+        assert!(line.contains(&format!("of {} points", data.steps.len())), "{line}");
+        // Half of the keys do not tell every constant: one step of 256 may be chosen badly.
+        assert!(["; 0 below", "; 1 below"].iter().any(|few| line.contains(few)), "{line}");
         assert!(!text.contains("all other journals"));
         let halves: Vec<usize> =
             [0, 1].map(|half| data.steps.iter().filter(|step| cross::half_of(step) == half).count()).to_vec();
         assert!(halves.iter().all(|count| *count > 0), "{halves:?}");
+    }
+
+    #[test]
+    fn a_run_that_was_not_fitted_to_is_foretold() {
+        let truth = CostModel { merge_us: 3.2, ..CostModel::default() };
+        let text = cross::held_out(&[journal(&truth), journal(&truth)]).unwrap();
+        for held_out in ["judged by journal 1 (A GPU)", "judged by journal 2 (A GPU)"] {
+            assert!(text.contains(held_out), "{text}");
+        }
+        let moved = text.lines().filter(|line| line.contains("moved for their choices"));
+        assert_eq!(moved.filter(|line| line.contains("; 0 below 85 %")).count(), 2, "{text}");
+        // Nothing would be left to fit to.
+        assert!(cross::held_out(&[journal(&truth)]).is_err());
     }
 
     #[test]

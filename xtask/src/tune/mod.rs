@@ -71,6 +71,9 @@ pub struct Args {
     /// With --judge: also fit constants to one half of the keys, and judge them by the other; the same with the GPUs
     #[arg(long, requires = "judge")]
     cross: bool,
+    /// With --judge: also judge each journal by constants that were fitted to all the others
+    #[arg(long, requires = "judge")]
+    held_out: bool,
     /// Measure nothing; make these profiles those that ship, and draw them
     #[arg(long, value_name = "FILE.toml", num_args = 1..)]
     ship: Vec<PathBuf>,
@@ -94,7 +97,7 @@ pub fn run(args: &Args) -> Result<()> {
         return fit::run(&args.fit);
     }
     if !args.judge.is_empty() {
-        return fit::judge(&args.judge, args.cross);
+        return fit::judge(&args.judge, fit::Fits { cross: args.cross, held_out: args.held_out });
     }
     if !args.ship.is_empty() {
         return args.ship.iter().try_for_each(|file| ship(file));

@@ -133,7 +133,9 @@ mod tests {
             let mut heads: Vec<u32> = picked.iter().map(|choice| choice.heads_per_block).collect();
             heads.sort_unstable();
             heads.dedup();
-            assert_eq!(heads, [1, 2, 4], "{kv_lens:?}");
+            // Of a single tile, four heads a block are hopeless.
+            let hopeful: &[u32] = if kv_lens == [64] { &[1, 2] } else { &[1, 2, 4] };
+            assert_eq!(heads, hopeful, "{kv_lens:?}");
             let split = |choice: &Choice| choice.split(SplitPolicy::Throughput, 8, 1);
             for (at, a) in picked.iter().enumerate() {
                 for b in &picked[..at] {

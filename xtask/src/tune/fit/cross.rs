@@ -1,4 +1,5 @@
-//! Evidence out of sample: every step judged by constants that were fitted without its key, or without its GPU.
+//! Evidence out of sample: every step judged by constants that were fitted without its key, without its GPU, or without the run in which it was
+//! measured.
 //!
 //! The fits do not begin from the constants in the code, which were fitted to some such journals, but from their orders of magnitude, three
 //! times; of the three the one counts that is best on what it has seen.
@@ -6,7 +7,7 @@
 use super::super::journal::{self, Contents};
 use super::super::share::ModelShare;
 use super::{Data, Step, choices, fit, times_of, values, with_logs};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use attn_tune::CostModel;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -22,12 +23,24 @@ struct Fold {
 
 const STAGES: [&str; 2] = ["least squares", "moved for their choices too"];
 
+/// What is fitted beside judging the code's constants.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fits {
+    /// To one half of the keys, and to one GPU.
+    pub cross: bool,
+    /// To all journals but one.
+    pub held_out: bool,
+}
+
 /// Prints how good the code's constants are on journals, and how good others are that have seen a part of them.
-pub fn run(journals: &[PathBuf], fits: bool) -> Result<()> {
+pub fn run(journals: &[PathBuf], fits: Fits) -> Result<()> {
     let contents = journals.iter().map(|path| journal::read(path)).collect::<Result<Vec<_>>>()?;
     println!("{}", judge(&contents)?);
-    if fits {
+    if fits.cross {
         println!("{}", report(&Data::of(&contents)?)?);
+    }
+    if fits.held_out {
+        println!("{}", held_out(&contents)?);
     }
     Ok(())
 }
@@ -48,6 +61,33 @@ pub(super) fn judge(journals: &[Contents]) -> Result<String> {
             summary(all)?
         )?;
         write!(text, "{}", data.losses(&model))?;
+    }
+    Ok(text)
+}
+
+/// Each journal judged, as a run on a GPU judges, by constants that were fitted to all the others: what the next run will show.
+pub(super) fn held_out(journals: &[Contents]) -> Result<String> {
+    ensure!(journals.len() > 1, "one journal alone leaves nothing to fit to");
+    let mut text = String::new();
+    let times = times_of(journals);
+    for (at, contents) in journals.iter().enumerate() {
+        let others: Vec<Contents> = journals
+            .iter()
+            .enumerate()
+            .filter(|(other, _)| *other != at)
+            .map(|(_, other)| other.clone())
+            .collect();
+        let held_out = Data::of_one(contents, &times)?;
+        let Fold { models, held_out } = Fold::fitted(&Data::of(&others)?, held_out);
+        let device = &contents.header.machine.device;
+        writeln!(text, "fitted to all other journals, judged by journal {} ({device}):", at + 1)?;
+        for (name, model) in STAGES.iter().zip(&models) {
+            let shares = held_out.steps.iter().map(|step| held_out.share_at(model, step));
+            writeln!(text, "  {name}: {}", summary(shares)?)?;
+        }
+        if let Some(model) = models.last() {
+            write!(text, "{}", held_out.losses(model))?;
+        }
     }
     Ok(text)
 }
@@ -95,17 +135,20 @@ fn summary(shares: impl Iterator<Item = Option<(f64, String)>>) -> Result<String
 
 impl Fold {
     fn new(data: &Data, is_held_out: impl Fn(&Step) -> bool) -> Self {
-        let seen = data.part(|step| !is_held_out(step));
+        Self::fitted(&data.part(|step| !is_held_out(step)), data.part(is_held_out))
+    }
+
+    fn fitted(seen: &Data, held_out: Data) -> Self {
         let of_start = |round: fn(f64) -> f64| {
-            let squares = fit(&seen, &orders_of_magnitude(round));
-            let moved = choices::polish(&seen, &squares);
-            (choices::cost(&seen, &moved), [squares, moved])
+            let squares = fit(seen, &orders_of_magnitude(round));
+            let moved = choices::polish(seen, &squares);
+            (choices::cost(seen, &moved), [squares, moved])
         };
         // By what has been seen alone.
         let fits = [f64::round, f64::floor, f64::ceil].map(of_start);
         let [first, others @ ..] = fits;
         let best = others.into_iter().fold(first, |best, other| if other.0 < best.0 { other } else { best });
-        Self { models: best.1, held_out: data.part(is_held_out) }
+        Self { models: best.1, held_out }
     }
 }
 
