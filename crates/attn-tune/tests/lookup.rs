@@ -134,7 +134,7 @@ fn all_numbers_of_shares_are_candidates_of_a_search() {
         all.map(|choice| choice.num_shares).filter(|shares| *shares > 0).collect()
     };
     assert_eq!(shares(shape()), (1..=16).collect::<Vec<_>>());
-    assert_eq!(shares(shape().with_shares(0)), []);
+    assert!(shares(shape().with_shares(0)).is_empty());
 }
 
 #[test]
