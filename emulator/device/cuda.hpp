@@ -128,7 +128,6 @@ inline uint32_t atomicInc(uint32_t* at, uint32_t last) {
 namespace kv8::emulated {
 
 // Words 0 and 1: a value of up to 8 bytes; word 2: the lane, or the lanes to cross or to go up; word 3: lanes of a segment.
-enum class Shuffle { kFrom, kXor, kUp };
 void shuffle_from(const LaneOperands&, LaneOperands&, uint32_t);
 void shuffle_xor(const LaneOperands&, LaneOperands&, uint32_t);
 void shuffle_up(const LaneOperands&, LaneOperands&, uint32_t);

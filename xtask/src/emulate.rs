@@ -3,7 +3,7 @@
 //! The kernels' own sources are compiled by g++ with headers that say what CUDA adds to C++ (`emulator/device`), linked
 //! with a runtime that runs each CUDA thread as a fiber (`emulator/runtime`) and with the functions of the driver that
 //! kv8 calls (`emulator/driver`), into a `libcuda.so.1`. A program that finds it first runs on it.
-//! One file of the kernels stands for hardware and is replaced: `common/ptx.cuh`.
+//! What stands for hardware is replaced: the file `common/ptx.cuh`, and how `decode/kernels.cuh` declares shared memory.
 
 mod host;
 mod sources;

@@ -17,8 +17,8 @@ const ONE_FEWER: u32 = 6;
 /// Blocks a multiprocessor from which on scattered rows are streamed by one fewer: there the rows are the bound, not the blocks. Elsewhere a
 /// full device is never more than 9 % slower, and up to 21 % faster (H100 and H200).
 const MANY_BLOCKS: u32 = 4;
-/// Heads of a block and smallest split of short work dealt to workers, as far as they are told apart step by step. Left out, since where
-/// they were timed at most 9 % was lost without them (docs/tuning.md): other splits, several heads, a device not full.
+/// Heads of a block and smallest split of short work dealt to workers, as far as they are told apart step by step. Left out, since little
+/// was lost without them where they were timed (docs/tuning.md): other splits, several heads, a device not full.
 const FEW_SHORT: [(u32, u32); 2] = [(1, 1), (1, 4)];
 /// Of long work, whose splits are long anyway: one head, four on scattered rows, either where a row has several lines.
 const FEW_LONG: [(u32, u32); 2] = [(1, 1), (4, 1)];
@@ -46,7 +46,8 @@ const LONGEST_WIDE_SHARE: u32 = 128;
 /// Tiles of a request that is left whole.
 const LONGEST_WHOLE: u32 = 512;
 /// Tiles of the longest request's shares from which on clusters of unequal requests may wait for each other: the short ones make room soon.
-/// With 10 tiles eight shares in the place of six took 14 % less time, with 5 they took 13 % more; on scattered rows they only lost.
+/// With 10 tiles eight shares in the place of six took 14 % less time, with 5 they took 13 % more. Not on scattered rows:
+/// with 20 tiles they were 7 % ahead of the next on the H100 and 5 % behind the best on the H200, with 5 they took up to 1.4 times the best.
 const LEAST_TURN: u32 = 8;
 /// Shares of a request where blocks are more than multiprocessors: larger clusters find no room beside the step before.
 const MOST_CROWDED_SHARES: u32 = 10;
@@ -202,12 +203,16 @@ fn item_tiles_of(full: u32, share: f64, shape: &Shape, run: &RunKey) -> u32 {
     (share * tiles).clamp(1.0, f64::from(1 << 20)) as u32
 }
 
+/// Whether the longest request is more than twice the mean.
+fn is_ragged(run: &RunKey) -> bool {
+    u64::from(run.longest) * u64::from(run.batch) > 2 * run.kv_tokens
+}
+
 /// Whether ragged batches of long rows may be best balanced by the device itself.
 fn own_items_pay(full: u32, share: f64, shape: &Shape, run: &RunKey) -> bool {
-    let is_ragged = u64::from(run.longest) * u64::from(run.batch) > 2 * run.kv_tokens;
     let (tiles, workers) = tiles_of_a_worker(full, shape, run);
     let is_many = f64::from(run.batch) >= ITEM_REQUESTS * workers;
-    is_ragged && is_many && share * tiles >= LEAST_ITEM
+    is_ragged(run) && is_many && share * tiles >= LEAST_ITEM
 }
 
 /// Numbers of shares that may be best: half a block a multiprocessor, three quarters, one, one and a half, two, pairs, and the request whole.
@@ -223,8 +228,7 @@ fn shares_of(num_sms: u32, key: &StaticKey, shape: &Shape, run: &RunKey) -> u32 
     let most = tiles.div_ceil(warps / USUAL_WARPS).clamp(1, MAX_SHARES).min(shape.most_shares);
     let longest = if is_wide && !key.layout.is_scattered() { LONGEST_WIDE_SHARE } else { LONGEST_SHARE };
     let room = num_sms * blocks_per_sm;
-    let takes_turns =
-        !key.layout.is_scattered() && u64::from(run.longest) * u64::from(run.batch) > 2 * run.kv_tokens;
+    let takes_turns = !key.layout.is_scattered() && is_ragged(run);
     let power = |blocks: u32| 1 << (blocks / pairs).clamp(1, MAX_SHARES).ilog2();
     // Its bit, or none.
     let offer = |shares: u32| {

@@ -117,6 +117,7 @@ fn common_divisor(a: u32, b: u32) -> f64 {
 #[cfg(test)]
 mod tests {
     use crate::choice::Choice;
+    use crate::expect::Expect;
     use crate::{Candidates, CostModel, RunKey, Shape, StaticKey};
     use attn_plan::{DecodeSpec, SplitPlan, SplitPolicy};
 
@@ -182,9 +183,7 @@ mod tests {
                 .filter(|choice| choice.num_shares == 0 && choice.item_tiles == 0)
             {
                 let deal = expect.deal(&choice);
-                let mut split = choice.split(SplitPolicy::Throughput, 8, 1);
-                split.num_workers = expect.workers(&choice) as u32;
-                let plan = SplitPlan::new(&spec, &kv_lens, &split).unwrap();
+                let plan = plan_of(&expect, &choice, &spec, &kv_lens);
                 num_plans += 1;
                 let is_off = (deal.tiles / most_tiles(&plan)).log2().abs() > 0.5
                     || deal.is_whole != (plan.num_partials() == 0);
@@ -192,6 +191,13 @@ mod tests {
             }
         }
         assert!(num_plans > 2000 && num_off * 50 < num_plans, "{num_off} of {num_plans}");
+    }
+
+    /// The plan of a choice, for as many workers as are expected to find room.
+    fn plan_of(expect: &Expect<'_>, choice: &Choice, spec: &DecodeSpec, kv_lens: &[u32]) -> SplitPlan {
+        let mut split = choice.split(SplitPolicy::Throughput, 8, 1);
+        split.num_workers = expect.workers(choice) as u32;
+        SplitPlan::new(spec, kv_lens, &split).unwrap()
     }
 
     /// Lengths as they come: most of them short and a few long, evenly spread, and one long among short ones.
@@ -234,9 +240,7 @@ mod tests {
                 .filter(|choice| choice.num_shares == 0 && choice.item_tiles == 0)
             {
                 let deal = expect.deal(&choice);
-                let mut split = choice.split(SplitPolicy::Throughput, 8, 1);
-                split.num_workers = expect.workers(&choice) as u32;
-                let plan = SplitPlan::new(&spec, &kv_lens, &split).unwrap();
+                let plan = plan_of(&expect, &choice, &spec, &kv_lens);
                 let off = deal.tiles / most_tiles(&plan);
                 let workers = deal.used / f64::from(plan.num_busy_workers());
                 num_plans += 1;
